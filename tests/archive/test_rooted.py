@@ -59,6 +59,6 @@ def test_frames_within_a_file_are_not_compressed_again(path: Path) -> None:
             for number, plan in enumerate(archive.plans)
             if root_frame(archive, number)
             == source.read_at(archive.offsets[number], archive.index.frames[number].size)
-            and not any(piece.header for piece in plan.pieces)
+            and not any(piece.header_size for piece in plan.pieces)
         ]
     assert len(kept) == 3, "20 MiB are three frames, the first one with a header; and the end"

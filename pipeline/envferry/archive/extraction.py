@@ -15,7 +15,7 @@ from xxhash import xxh3_128_hexdigest
 
 from envferry.archive.contents import Content, checksum
 from envferry.archive.members import FRAME_BYTES
-from envferry.archive.tar import END_OF_ARCHIVE
+from envferry.archive.tar import END_OF_ARCHIVE, has_header
 from envferry.base.direct_io import DirectWriter, write_all
 from envferry.base.workers import Workers
 from envferry.errors import HostError, IntegrityError
@@ -56,6 +56,8 @@ class ExtractOptions(msgspec.Struct, frozen=True, kw_only=True):
     done_frames: Collection[int] = ()
     """The frames whose part of a large file already exists."""
     journal: InstallJournal | None = None
+    has_directories: bool = False
+    """All directories of the tree already exist."""
 
 
 def needed_frames(
@@ -92,7 +94,8 @@ def extract_tree(
     threads = options.threads or max(os.cpu_count() or 1, FEWEST_THREADS)
     extraction = Extraction(archive, target, options)
     try:
-        make_directories(archive.index, str(target))
+        if not options.has_directories:
+            make_directories(archive.index, str(target))
         extraction.make_links_and_empty_files()
         with Workers(threads, "install") as pool:
             numbers = needed_frames(archive, options.present, options.done_frames)
@@ -157,10 +160,11 @@ class Extraction:
         position = 0
         for piece in plan.pieces:
             entry = self.files[piece.member]
-            content = position + len(piece.header)
+            content = position + piece.header_size
             end = content + piece.length
             padding = raw.count(0, end, end + piece.padding)
-            if raw[position:content] != piece.header or padding != piece.padding:
+            is_header = has_header(raw[position:content], entry, self.archive.index.mtime)
+            if not is_header or padding != piece.padding:
                 raise self.archive.damaged(
                     number, f"the tar stream does not match the index at {entry.path!r}"
                 )

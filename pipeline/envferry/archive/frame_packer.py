@@ -16,6 +16,7 @@ from blake3 import blake3
 from envferry.archive.compression import new_compressor
 from envferry.archive.index import FrameEntry
 from envferry.archive.prefix_search import WIDE_TEXTS
+from envferry.archive.tar import tar_header
 from envferry.errors import HostError
 
 if TYPE_CHECKING:
@@ -57,12 +58,14 @@ class FramePacker:
         *,
         level: int,
         prefix: str,
+        mtime: int,
         earlier: EarlierFrames | None = None,
     ) -> None:
         self.members = members
         self.earlier = earlier
         self.level = level
         self.prefix = prefix
+        self.mtime = mtime
         self.threads = local()
         self.buffers: SimpleQueue[bytearray] = SimpleQueue()
 
@@ -78,9 +81,10 @@ class FramePacker:
         for piece in plan.pieces:
             member = self.members[piece.member]
             starts.append(position)
-            content = position + len(piece.header)
+            content = position + piece.header_size
             end = content + piece.length
-            raw[position:content] = piece.header
+            if piece.header_size:
+                raw[position:content] = tar_header(member.entry, self.mtime)
             read_piece(member, piece, raw[content:end])
             # The buffer may hold the bytes of an earlier frame: the zeros have to be written.
             raw[end : end + piece.padding] = bytes(piece.padding)

@@ -55,7 +55,8 @@ class PrefixEdits(msgspec.Struct, frozen=True, omit_defaults=True):
     or the like, notes where it stands."""
 
 
-class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+# gc=False: there are a hundred thousand of them, and none is part of a cycle.
+class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One member of the tar stream."""
 
     path: str

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from envferry.archive.tar import BLOCK, padding, tar_header
+from envferry.archive.tar import BLOCK, header_size, padding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,7 +62,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """What conda noted of the file; None where it noted nothing."""
 
 
-class Piece(msgspec.Struct, frozen=True, kw_only=True):
+# gc=False: as many as there are files, and none is part of a cycle.
+class Piece(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A part of a member that one frame holds."""
 
     member: int
@@ -71,15 +72,15 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     """Where in the member's content this piece starts."""
     length: int
     """Bytes of content."""
-    header: bytes
-    """The tar header, in the first piece of a member."""
+    header_size: int
+    """Bytes of the tar header, which the first piece of a member begins with; 0 in others."""
     padding: int
     """Zero bytes after it, in the last piece."""
 
     @property
     def size(self) -> int:
         """Bytes of the tar stream."""
-        return len(self.header) + self.length + self.padding
+        return self.header_size + self.length + self.padding
 
 
 FramePlace = tuple[str, int, int]
@@ -105,7 +106,7 @@ def sort_members(members: Sequence[Member]) -> list[Member]:
 
 
 def cut_frames(
-    entries: Sequence[FileEntry], group_starts: frozenset[int], mtime: int, tar_offset: int = 0
+    entries: Sequence[FileEntry], group_starts: frozenset[int], tar_offset: int = 0
 ) -> Iterator[FramePlan]:
     """Cut the tar stream of `entries` into frames.
 
@@ -123,7 +124,7 @@ def cut_frames(
             yield FramePlan(pieces=tuple(pieces), tar_offset=tar_offset)
             tar_offset += size
             pieces, size = [], 0
-        for piece in cut_member(number, content, tar_header(entry, mtime)):
+        for piece in cut_member(number, content, header_size(entry)):
             pieces.append(piece)
             size += piece.size
             if is_large:
@@ -134,7 +135,7 @@ def cut_frames(
         yield FramePlan(pieces=tuple(pieces), tar_offset=tar_offset)
 
 
-def cut_member(number: int, content: int, header: bytes) -> Iterator[Piece]:
+def cut_member(number: int, content: int, header: int) -> Iterator[Piece]:
     """Cut one member's content of so many bytes into pieces of at most FRAME_BYTES."""
     start = 0
     # Not `while start < content`: what has no content has a header, and so a piece.
@@ -145,7 +146,7 @@ def cut_member(number: int, content: int, header: bytes) -> Iterator[Piece]:
             member=number,
             start=start,
             length=length,
-            header=header if start == 0 else b"",
+            header_size=header if start == 0 else 0,
             padding=padding(content) if is_last else 0,
         )
         if is_last:

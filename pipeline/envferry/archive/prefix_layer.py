@@ -35,14 +35,14 @@ def root_frame(archive: Archive, number: int) -> bytes:
     start = archive.offsets[number]
     compressed = archive.bytes.read_at(start, index.frames[number].size)
     raw = archive.decode_frame(number, compressed)
-    if not any(piece.header for piece in plan.pieces):
+    if not any(piece.header_size for piece in plan.pieces):
         return compressed
     parts: list[bytes | memoryview] = []
     view, position = memoryview(raw), 0
     for piece in plan.pieces:
-        if piece.header:
+        if piece.header_size:
             parts.append(tar_header(_rooted(index.files[piece.member], index.prefix), index.mtime))
-        parts.append(view[position + len(piece.header) : position + piece.size])
+        parts.append(view[position + piece.header_size : position + piece.size])
         position += piece.size
     return new_compressor().compress(b"".join(parts))
 

@@ -9,7 +9,7 @@ from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from envferry.archive.contents import Content
 from envferry.archive.extraction import RUN_BYTES
-from envferry.archive.tar import END_OF_ARCHIVE, padding, tar_header
+from envferry.archive.tar import END_OF_ARCHIVE, has_header, padding, tar_header
 from envferry.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ class RelocatedTar(msgspec.Struct):
         view, position = memoryview(raw), 0
         for piece in plan.pieces:
             entry = self.archive.index.files[piece.member]
-            content = position + len(piece.header)
+            content = position + piece.header_size
             end = content + piece.length
             zeros = raw.count(0, end, end + piece.padding)
-            if raw[position:content] != piece.header or zeros != piece.padding:
+            is_header = has_header(raw[position:content], entry, self.archive.index.mtime)
+            if not is_header or zeros != piece.padding:
                 raise self.archive.damaged(number, f"the tar stream contradicts {entry.path!r}")
             self._check(entry, piece, view[content:end])
             if entry.type == "symlink" or self.relocation.changes(entry):

@@ -15,6 +15,15 @@ MAX_OCTAL_SIZE = 0o77777777777
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
 
+def header_size(entry: FileEntry) -> int:
+    """Return how many bytes the header of a member takes, without making it where it is plain."""
+    # A directory's path gets a slash. Links are rare, and their targets may need a pax header.
+    has_room = len(entry.path) < NAME_BYTES and entry.path.isascii()
+    if has_room and not entry.link and entry.size <= MAX_OCTAL_SIZE:
+        return BLOCK
+    return len(tar_header(entry, 0))
+
+
 def tar_header(entry: FileEntry, mtime: int) -> bytes:
     """Return the header blocks of a member, a pax header before it where ustar has no room.
 
@@ -35,6 +44,11 @@ def tar_header(entry: FileEntry, mtime: int) -> bytes:
     extended = FileEntry(path="@PaxHeader", size=len(records))
     before = ustar_block(extended.path, extended, b"x", mtime)
     return before + records + bytes(padding(len(records))) + header
+
+
+def has_header(found: bytes, entry: FileEntry, mtime: int) -> bool:
+    """Whether bytes are the header of a member, or none: only its first piece begins with one."""
+    return not found or found == tar_header(entry, mtime)
 
 
 def padding(size: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from envferry.archive.links import LinkCheck
 from envferry.archive.members import FramePlan, Piece
-from envferry.archive.tar import END_OF_ARCHIVE, MAX_OCTAL_SIZE, padding, tar_header
+from envferry.archive.tar import END_OF_ARCHIVE, MAX_OCTAL_SIZE, header_size, padding
 from envferry.errors import IntegrityError
 from envferry.names import ID_PATTERN, NAME_PATTERN
 
@@ -210,16 +210,16 @@ class FrameCutter:
 
     def add(self, number: int, entry: FileEntry) -> None:
         """Lay one member, header first, over the current frame and the next ones."""
-        header = tar_header(entry, self.index.mtime)
+        header = header_size(entry)
         content = entry.size if entry.type == "file" else 0
         if self.used == self.frame_size():
             self.next_frame()
-        if self.tar_offset + self.used + len(header) != entry.offset:
+        if self.tar_offset + self.used + header != entry.offset:
             msg = f"{entry.path!r} is not at the expected offset"
             raise self.fault(msg)
         start = 0
         while True:
-            room = self.frame_size() - self.used - len(header)
+            room = self.frame_size() - self.used - header
             length = min(content - start, room)
             is_last = start + length == content
             fill = padding(content) if is_last else 0
@@ -227,12 +227,14 @@ class FrameCutter:
             if room < 0 or fill > room - length:
                 msg = f"{entry.path!r} is split at an invalid position"
                 raise self.fault(msg)
-            piece = Piece(member=number, start=start, length=length, header=header, padding=fill)
+            piece = Piece(
+                member=number, start=start, length=length, header_size=header, padding=fill
+            )
             self.pieces.append(piece)
             self.used += piece.size
             if is_last:
                 return
-            start, header = start + length, b""
+            start, header = start + length, 0
             self.next_frame()
 
     def next_frame(self) -> None:

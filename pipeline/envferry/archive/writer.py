@@ -158,12 +158,13 @@ class ArchiveWriter:
             return
         entries = [member.entry for member in members]
         starts = group_starts(members)
-        plans = cut_frames(entries, frozenset(starts), self.options.mtime, self.tar_offset)
+        plans = cut_frames(entries, frozenset(starts), self.tar_offset)
         first_file, first_frame = len(self.files), len(self.frames)
         packer = FramePacker(
             members,
             level=self.options.level,
             prefix=self.options.prefix,
+            mtime=self.options.mtime,
             earlier=self.options.earlier,
         )
         records = MemberRecords(members, self.options.prefix.encode())
@@ -259,7 +260,7 @@ class MemberRecords:
         position = 0
         self.checksums.update(frame.checksums)
         for piece in frame.plan.pieces:
-            content = position + len(piece.header)
+            content = position + piece.header_size
             if piece.start == 0:
                 self.offsets[piece.member] = frame.plan.tar_offset + content
             entry = self.members[piece.member].entry

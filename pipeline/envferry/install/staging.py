@@ -164,6 +164,7 @@ def fill_tree(
                 present=present,
                 done_frames=kept.frames,
                 journal=journal,
+                has_directories=bool(rest),
             )
             edited.update(extract_tree(archive, partial, options=options, advance=advance))
     return FilledTree(edited=edited, sharing=sharing)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.archive.contents import Content, open_holding
+from envferry.archive.contents import Content, FileState, open_holding
 from envferry.archive.reader import Archive, FileSource
 from envferry.install.records.env_home import EnvHome
 from envferry.install.remove import remove_whole
@@ -75,6 +75,34 @@ def test_a_file_that_was_written_to_is_not_taken(
             assert not supply.linked
     finally:
         os.close(held.descriptor)
+
+
+@pytest.mark.parametrize("change", ["nothing", "written to", "writable", "another time"])
+def test_a_known_file_is_linked_as_long_as_it_is_the_same(
+    archives: tuple[Path, Path], tmp_path: Path, change: str
+) -> None:
+    donor, target = tmp_path / "donor", tmp_path / "target"
+    (target / "lib").mkdir(parents=True)
+    donor.write_bytes(NOISE)
+    with FileSource(archives[0]) as source:
+        index = Archive(source).index
+    number = next(n for n, entry in enumerate(index.files) if entry.path == "lib/noise")
+    entry = index.files[number]
+    if change == "writable":
+        donor.chmod(0o644)
+    else:
+        donor.chmod(entry.mode & ~0o222)
+    time = index.mtime + (change == "another time")
+    os.utime(donor, (time, time))
+    known = {(FileState.of(donor.lstat()), entry.xxh128)}
+    if change == "written to":
+        donor.chmod(0o644)
+        donor.write_bytes(NOISE[::-1])
+    place = (str(donor), Content(entry.size, entry.xxh128))
+    sharer = FileSharer(index, {number: place}, Link.HARDLINK, known=known)
+    assert sharer.take_unread(number, f"{target}") == (change == "nothing")
+    assert (target / entry.path).exists() == (change == "nothing")
+    assert sharer.take_unread(number, None) == (change != "written to" and change != "nothing")
 
 
 def test_a_copy_ends_where_the_file_ends(tmp_path: Path) -> None:

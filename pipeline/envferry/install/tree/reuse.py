@@ -14,6 +14,7 @@ from envferry.archive.contents import (
     Content,
     FileState,
     HeldFile,
+    batches,
     expected_content,
     in_parallel,
     lost_directories,
@@ -24,10 +25,10 @@ from envferry.install.tree.link_mode import Link
 from envferry.install.tree.tree_check import WRITE_BITS, is_mode, read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Container, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from envferry.archive.index import Index
+    from envferry.archive.index import FileEntry, Index
     from envferry.archive.prefixes import Relocation
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class FileSharer:
         candidates: Mapping[int, tuple[str, Content]],
         link: Link,
         advance: Callable[[int], None] = lambda count: None,
-        known: Container[tuple[FileState, str]] = (),
+        known: Collection[tuple[FileState, str]] = (),
     ) -> None:
         self.index = index
         self.advance = advance
@@ -110,16 +111,60 @@ class FileSharer:
         return self.run(str(target), threads)
 
     def run(self, target: str | None, threads: int) -> set[int]:
-        """Do all candidates in parallel."""
+        """Do all candidates: those that are known one after the other, the rest in parallel."""
+        done: set[int] = set()
 
         def work(batch: list[int]) -> list[int]:
             self.advance(sum(self.index.files[number].size for number in batch))
             return [number for number in batch if self.take(number, target)]
 
-        done: set[int] = set()
-        for batch in in_parallel(self.index, self.candidates, work, threads):
+        if self.known and (target is None or self.link is Link.HARDLINK):
+            # Three short system calls a file: threads would spend more on passing the
+            # interpreter's lock to each other.
+            for batch in batches(self.index.files, self.candidates):
+                known = [number for number in batch if self.take_unread(number, target)]
+                self.advance(sum(self.index.files[number].size for number in known))
+                done.update(known)
+        rest = [number for number in self.candidates if number not in done]
+        for batch in in_parallel(self.index, rest, work, threads):
             done.update(batch)
         return done
+
+    def take_unread(self, number: int, target: str | None) -> bool:
+        """Link a file of known content that needs no change; return whether that was possible.
+
+        It is not opened: that would cost more than the link. Without a target it is only looked at.
+        """
+        source, wanted = self.candidates[number]
+        try:
+            before = os.lstat(source)
+        except OSError:
+            return False
+        is_known = (FileState.of(before), wanted.xxh128) in self.known
+        if not is_known or before.st_size != wanted.size or not stat.S_ISREG(before.st_mode):
+            return False
+        if target is None:
+            return True
+        entry = self.index.files[number]
+        if before.st_mode & WRITE_BITS or not self.has_status(before, entry):
+            return False
+        path = f"{target}/{entry.path}"
+        try:
+            os.link(source, path, follow_symlinks=False)
+        except OSError:
+            return False
+        after = os.lstat(path)
+        # Another file may have come to that name, or this one was written to.
+        if os.path.samestat(before, after) and after.st_mtime_ns == before.st_mtime_ns:
+            self.linked.append(number)
+            return True
+        os.unlink(path)  # noqa: PTH108
+        return False
+
+    def has_status(self, status: os.stat_result, entry: FileEntry) -> bool:
+        """Whether a file has the mode and the time that an installed one must have."""
+        is_right = is_mode(stat.S_IMODE(status.st_mode), entry.mode)
+        return is_right and status.st_mtime_ns == self.times[0]
 
     def take(self, number: int, target: str | None) -> bool:
         """Verify one file and put it in its place; return whether it is what it must be."""
@@ -152,12 +197,8 @@ class FileSharer:
     def bring(self, descriptor: int, number: int, path: str) -> bool:
         """Link or copy one open file to a path; return whether it is a hard link."""
         (source, wanted), entry = self.candidates[number], self.index.files[number]
-        status = os.fstat(descriptor)
-        same_status = (
-            is_mode(stat.S_IMODE(status.st_mode), entry.mode)
-            and status.st_mtime_ns == self.times[0]
-        )
-        if self.link is Link.HARDLINK and same_status and hard_link(descriptor, source, path):
+        can_link = self.link is Link.HARDLINK and self.has_status(os.fstat(descriptor), entry)
+        if can_link and hard_link(descriptor, source, path):
             return True
         copy = os.open(path, NEW_COPY, entry.mode)
         try:
