@@ -35,20 +35,19 @@ def find_known(path: Path, published: PublishedArchive, key: str) -> tuple[Known
 
 def known_ranges(ours: Archive, theirs: Archive, key: str) -> tuple[KnownRange, ...]:
     """Return the runs of frames that both archives have, in the order of ours."""
-    there = {
-        (frame.blake3, frame.size): offset
-        for frame, offset in zip(theirs.index.frames, theirs.offsets, strict=False)
-    }
+    # By the digest of the compressed bytes: these are what is copied.
+    frames = [(frame.blake3, frame.size) for frame in theirs.index.frames]
+    places = dict(zip(frames, theirs.offsets, strict=False))
+    by_offset = dict(zip(theirs.offsets, frames, strict=False))
     runs: list[KnownRange] = []
     for frame, offset in zip(ours.index.frames, ours.offsets, strict=False):
-        # By the digest of the compressed bytes: these are what is copied.
-        found = there.get((frame.blake3, frame.size))
-        if found is None:
-            continue
+        wanted = (frame.blake3, frame.size)
         last = runs[-1] if runs else None
-        # Neighbours in both archives become one run: a copy has a least length.
-        if last and last.end == offset and last.key_offset + last.length == found:
+        following = last.key_offset + last.length if last and last.end == offset else None
+        # Neighbours in both archives become one run: a copy has a least length. An archive may have
+        # a frame twice (two packages with equal files), of which one is the neighbour.
+        if last and following is not None and by_offset.get(following) == wanted:
             runs[-1] = KnownRange(last.offset, last.length + frame.size, key, last.key_offset)
-        else:
-            runs.append(KnownRange(offset, frame.size, key, found))
+        elif wanted in places:
+            runs.append(KnownRange(offset, frame.size, key, places[wanted]))
     return tuple(runs)
