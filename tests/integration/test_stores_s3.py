@@ -62,7 +62,10 @@ class TestS3(StoreSuite):
 
 
 class TestMoto(StoreSuite):
+    """It looks at a condition and then writes, without a lock: of two writers both may win."""
+
     completes_atomically = False
+    decides_races = False
 
     @pytest.fixture
     def store(self, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
