@@ -53,6 +53,11 @@ def without_credentials(text: str) -> str:
     return CHANNEL_TOKEN.sub(r"\g<place>", without)
 
 
+def has_credentials(text: str) -> bool:
+    """Whether a text has a URL of a channel or a package with a login or a token."""
+    return without_credentials(text) != text
+
+
 def fit_to_show(text: str) -> str:
     """Remove logins from every URL in a message, and show that there is what may be a secret.
 

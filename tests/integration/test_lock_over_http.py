@@ -21,6 +21,7 @@ from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.progress import Silent
 from envferry.specs.reading import read_spec
+from tests.support.private_channel import break_off
 from tests.support.tiny_channel import make_channel, python_packages
 
 if TYPE_CHECKING:
@@ -69,10 +70,7 @@ class Handler(SimpleHTTPRequestHandler):
         elif self.manners.login and self.headers.get("Authorization") != expected:
             self.send_error(401)
         elif self.manners.cut and self.manners.cut in self.path:
-            self.send_response(200)
-            self.send_header("Content-Length", "100000")
-            self.end_headers()
-            self.wfile.write(b"half")
+            break_off(self)
         else:
             super().do_GET()
 

@@ -24,7 +24,7 @@ from tests.support.private_channel import (
 )
 from tests.support.repodata_channels import write_shards
 from tests.support.tiny_channel import TinyPackage, make_channel
-from tests.support.where_secrets_are import SPY, files_with
+from tests.support.where_secrets_are import files_with, spied_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,16 +48,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def runner(tmp_path: Path) -> CliRunner:
     """A user with a home of their own, and a spy in every python."""
-    home, spy = tmp_path / "home", tmp_path / "spy"
-    home.mkdir()
-    spy.mkdir()
-    (spy / "sitecustomize.py").write_text(SPY)
+    home = tmp_path / "home"
     environ = {
-        "HOME": str(home),
-        "NETRC": str(home / ".netrc"),
+        **spied_home(tmp_path),
         "RATTLER_AUTH_FILE": "",
-        "PYTHONPATH": str(spy),
-        "SPIED": str(tmp_path / "spied"),
         "XDG_CACHE_HOME": str(home / "xdg"),
         "ENVFERRY_REGISTRY": str(home / "registry"),
     }

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.cli_runner import CliRunner
 from tests.support.guarded_server import OFFER, PASSWORD, guarding, make_index
-from tests.support.where_secrets_are import SPY, unpacked
+from tests.support.where_secrets_are import spied_home, unpacked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,15 +37,9 @@ def served(tmp_path: Path, demo_runner: CliRunner) -> Path:
 @pytest.fixture
 def runner(tmp_path: Path) -> CliRunner:
     """A demo_runner of another user, with a home of their own, and a spy in every python."""
-    home, spy = tmp_path / "home", tmp_path / "spy"
-    home.mkdir()
-    spy.mkdir()
-    (spy / "sitecustomize.py").write_text(SPY)
+    home = tmp_path / "home"
     environ = {
-        "HOME": str(home),
-        "NETRC": str(home / ".netrc"),
-        "PYTHONPATH": str(spy),
-        "SPIED": str(tmp_path / "spied"),
+        **spied_home(tmp_path),
         "XDG_CACHE_HOME": str(home / "cache"),
         "RATTLER_CACHE_DIR": str(home / "rattler"),
         "UV_CACHE_DIR": str(home / "uv"),

@@ -47,6 +47,14 @@ class PrivateChannel:
         return f"http://127.0.0.1:{self.port}/team/channel"
 
 
+def break_off(handler: SimpleHTTPRequestHandler) -> None:
+    """Announce more than is sent."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    handler.wfile.write(b"half")
+
+
 class _Handler(SimpleHTTPRequestHandler):
     """Serves `/team/channel` to those who may see it."""
 
@@ -73,10 +81,7 @@ class _Handler(SimpleHTTPRequestHandler):
             self.end_headers()
         elif is_package and manners.breaks and "Range" not in self.headers:
             manners.breaks -= 1
-            self.send_response(200)
-            self.send_header("Content-Length", "100000")
-            self.end_headers()
-            self.wfile.write(b"half")
+            break_off(self)
         else:
             super().do_GET()
 

@@ -22,6 +22,20 @@ sys.addaudithook(note)
 """For a `sitecustomize.py`: notes every command line in the file that SPIED names."""
 
 
+def spied_home(directory: Path) -> dict[str, str]:
+    """Return the variables of a user with an empty home, `directory/home`, and a spy in python."""
+    home, spy = directory / "home", directory / "spy"
+    home.mkdir()
+    spy.mkdir()
+    (spy / "sitecustomize.py").write_text(SPY)
+    return {
+        "HOME": str(home),
+        "NETRC": str(home / ".netrc"),
+        "PYTHONPATH": str(spy),
+        "SPIED": str(directory / "spied"),
+    }
+
+
 def unpacked(archive: Path) -> bytes:
     """Return the bytes of an archive, decompressed."""
     finished = subprocess.run(["zstd", "-dcq", archive], capture_output=True, check=False)

@@ -97,16 +97,12 @@ class Connections:
 
     def _make_pool(self, proxy: str) -> urllib3.PoolManager:
         context = _tls_context(self.certificates)
-        # Retries have a policy of their own (`base/retry.py`); a second one would multiply them.
-        retries = _retries()
         timeout = Timeout(connect=CONNECT_SECONDS, read=self.read_seconds)
         if not proxy:
-            return urllib3.PoolManager(
-                maxsize=KEPT, retries=retries, timeout=timeout, ssl_context=context
-            )
+            return urllib3.PoolManager(maxsize=KEPT, timeout=timeout, ssl_context=context)
         parts = urlsplit(proxy)
         if parts.scheme.lower() in SOCKS_SCHEMES:
-            return _socks_pool(proxy, retries=retries, timeout=timeout, ssl_context=context)
+            return _socks_pool(proxy, timeout=timeout, ssl_context=context)
         if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
             message = f"the proxy {show_proxy(proxy)} is not of the form http://HOST:PORT"
             raise HostError(message, hint="correct http_proxy, https_proxy or all_proxy")
@@ -116,7 +112,6 @@ class Connections:
             proxy,
             proxy_headers=urllib3.make_headers(proxy_basic_auth=login) if login else None,
             maxsize=KEPT,
-            retries=retries,
             timeout=timeout,
             ssl_context=context,
         )
@@ -154,7 +149,8 @@ class _Redirects(Retry):
         return super().increment(method, url, response, *words, **more)
 
 
-def _retries(token: str = "") -> _Redirects:
+def _retries(token: str) -> _Redirects:
+    # What is tried again has a policy of its own (`base/retry.py`): two would multiply.
     retries = _Redirects(
         connect=0,
         read=0,

@@ -16,7 +16,7 @@ from envferry.base.loopback import is_loopback
 from envferry.base.secret import Secret
 from envferry.base.site_indexes import plain_url, read_site_indexes
 from envferry.base.uv_variables import INDEX_VARIABLES
-from envferry.redaction import bare_url, without_credentials
+from envferry.redaction import bare_url, has_credentials, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -59,7 +59,7 @@ class Authorized(msgspec.Struct, frozen=True, kw_only=True):
         if self.login and self.login.form == "conda_token":
             return self.login.secret.reveal()
         place = self.place.reveal()
-        is_told = self.is_channel and without_credentials(place) != place
+        is_told = self.is_channel and has_credentials(place)
         return found["token"] if is_told and (found := TOKEN.search(place)) else ""
 
     @property
@@ -109,7 +109,7 @@ class Logins:
         placed = self._in_spec(url) if is_channel else url
         login = self.find(placed, is_channel=is_channel)
         source = login.source if login else ""
-        if is_channel and without_credentials(placed) != placed:
+        if is_channel and has_credentials(placed):
             source = IN_SPEC
         place = Secret(bare_url(placed))
         return Authorized(place=place, login=login, source=source, is_channel=is_channel)
@@ -122,7 +122,7 @@ class Logins:
         """
         parts = urlsplit(url)
         host = (parts.hostname or "").lower()
-        is_told = not is_channel or without_credentials(url) != url
+        is_told = not is_channel or has_credentials(url)
         named = f"[{host}]" if ":" in host else host
         if not is_told and (found := self._in_files(parts, [named])):
             return found

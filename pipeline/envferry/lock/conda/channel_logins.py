@@ -9,7 +9,7 @@ from envferry.base.logins import FOR_CHANNELS, channel_key
 from envferry.base.secret import Secret
 from envferry.config import condarc_paths, network
 from envferry.lock.conda.spec_lines import requested_package
-from envferry.redaction import without_credentials
+from envferry.redaction import has_credentials
 from envferry.specs.channel_names import read_channel_names
 from envferry.specs.reading import find_spec, read_spec
 
@@ -58,4 +58,4 @@ def warn_of_lost_logins(spec: Spec, options: LockOptions) -> None:
 
 def has_login(channel: str) -> bool:
     """Whether the URL of a channel holds a login or a token."""
-    return "://" in channel and without_credentials(channel) != channel
+    return "://" in channel and has_credentials(channel)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from envferry.errors import SpecError, UsageError
 from envferry.names import NAME_PATTERN, check_name
-from envferry.redaction import without_credentials
+from envferry.redaction import has_credentials
 from envferry.specs.drafts import SpecDraft, left_out_comment, quoted, relaxed, render_draft
 from envferry.specs.importing.conda_environments import (
     draft_conda_list,
@@ -134,7 +134,7 @@ def _logins_left_out(text: str, spec: str) -> list[str]:
     hosts = [
         found["host"]
         for found in URL.finditer(text)
-        if without_credentials(found[0]) != found[0] and found[0] not in spec
+        if has_credentials(found[0]) and found[0] not in spec
     ]
     return [
         f"the login for {host} is left out: put it into ~/.netrc" for host in dict.fromkeys(hosts)
