@@ -135,10 +135,12 @@ def read_osv(data: bytes) -> Advisory | None:
     affected = tuple(map(_affected, record.affected))
     if faults := [fault for one in affected for fault in _faults(one)]:
         raise IntegrityError("; ".join(faults[:3]))
+    # GitHub's records have a summary; many of PyPA's have details only.
     text = record.summary or record.details
     return Advisory(
         id=record.id,
         modified=record.modified,
+        # Ids are printed and compared: what does not look like one is dropped.
         aliases=tuple(alias for alias in record.aliases if ADVISORY_ID.fullmatch(alias)),
         upstream=_upstream(record),
         summary=" ".join(text.split())[:MOST_SUMMARY],
@@ -194,6 +196,8 @@ def _faults(affected: AffectedPackage) -> list[str]:
             [event.introduced, event.fixed, event.last_affected, event.limit]
             for event in one.events
         ]
+        # The schema's own rule. A range that breaks it could be read in two ways, and one of them
+        # says "clean".
         if any(sum(field is not None for field in event) != 1 for event in fields):
             faults.append(
                 f"an event of {affected.name or one.repo} does not have exactly one field"
@@ -218,6 +222,7 @@ def _level(record: _Record) -> Level:
 
 def _of_vector(severity: _Severity) -> Level | None:
     """Return the level of a CVSS vector; None for one that is not valid."""
+    # Imported here: only making a database needs it, not every audit.
     from cvss import CVSS2, CVSS3, CVSS4, CVSSError
 
     kinds = {"CVSS_V2": CVSS2, "CVSS_V3": CVSS3, "CVSS_V4": CVSS4}

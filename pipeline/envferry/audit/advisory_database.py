@@ -121,6 +121,7 @@ def encode_database(
     It is as old as the oldest of the archives that it is made of.
     """
     read = tuple(archives)
+    # The newest comes last, and of several records with one id the last one stays.
     by_age = sorted((one for archive in read for one in archive.advisories), key=_modified)
     ordered = sorted({one.id: one for one in by_age}.values(), key=lambda one: one.id)
     packages: dict[str, list[int]] = {}
@@ -129,11 +130,13 @@ def encode_database(
     for number, one in enumerate(ordered):
         for key in sorted({key for item in one.affected for key in item.keys()}):  # noqa: SIM118
             packages.setdefault(key, []).append(number)
+        # Upper case, as `named` asks: people write `cve-2024-1` and `GHSA-…` in mixed case.
         for name in sorted(name.upper() for name in {*one.names, *one.upstream}):
             ids.setdefault(name, []).append(number)
         for ecosystem in {key.partition("/")[0] for item in one.affected for key in item.keys()}:  # noqa: SIM118
             ecosystems[ecosystem] = ecosystems.get(ecosystem, 0) + 1
     facts = DatabaseFacts(
+        # The oldest archive decides: a database is current only as far as all of its sources are.
         as_of=min(_as_of(archive.advisories, origin.now) for archive in read),
         created=rfc3339(origin.now),
         source=origin.source,
@@ -145,11 +148,14 @@ def encode_database(
     )
     content = _File(
         facts=facts,
+        # Raw: opening the file does not decode the advisories, only those that are asked for.
         advisories=tuple(msgspec.Raw(msgspec.json.encode(one)) for one in ordered),
         packages={key: tuple(numbers) for key, numbers in packages.items()},
         ids={key: tuple(numbers) for key, numbers in ids.items()},
     )
     data = msgspec.json.encode(content, order="deterministic")
+    # One call and not a stream: the frame then records its length, and equal data give equal
+    # bytes.
     return zstandard.ZstdCompressor(level=LEVEL).compress(data), facts
 
 
@@ -185,6 +191,7 @@ def decode_database(data: bytes, what: str) -> AdvisoryDatabase:
     try:
         # A frame may ask for a window of gigabytes.
         with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as stream:
+            # At most so much is unpacked; more is cut, and then is not JSON.
             text = stream.read(MOST_UNPACKED)
         file = decode_json(text, _File)
     except (zstandard.ZstdError, msgspec.MsgspecError) as error:
@@ -236,6 +243,7 @@ def _modified(advisory: Advisory) -> str:
 def _as_of(advisories: Iterable[Advisory], now: datetime) -> str:
     """Return how new data are: a record's date in the future would make them new for ever."""
     times = (parse_time(one.modified) for one in advisories)
+    # LONG_AGO where no record has a usable date: a limit on the age then refuses the database.
     newest = max((time for time in times if time <= now), default=LONG_AGO)
     return rfc3339(newest)
 

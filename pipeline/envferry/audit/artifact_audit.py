@@ -59,6 +59,8 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
         policy = self.loaded.policy
         if policy.licenses is None:
             return self
+        # A lock does not have the metadata of wheels, so most of their licences are unknown before
+        # a build.
         licenses = replace(policy.licenses, unknown="allow")
         policy = replace(policy, licenses=licenses)
         return replace(self, loaded=replace(self.loaded, policy=policy))
@@ -77,6 +79,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
                 audit_component(component, self.database),
                 self.loaded,
                 environment,
+                # UTC, so that an exception ends at the same moment on every machine.
                 self.now.astimezone(timezone.utc).date(),
             )
             for component in components_of(facts, parts)
@@ -133,6 +136,7 @@ def locked_packages(
                 license=one.record.get("license") or None,
             )
         )
+        # `purls` may be null in an index.
         purls = filter(PYPI.match, map(str, one.record.get("purls") or ()))
         parts[kind, str(canonicalize_name(one.name))] = tuple(
             VendoredLibrary(name=one.name, version=one.version, purl=purl, evidence="purls")

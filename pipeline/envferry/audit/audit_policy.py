@@ -80,6 +80,8 @@ class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         counting = [one for one in package.vulnerabilities if one.silenced is None]
         if self.fail == "never" or not counting:
             return False
+        # `unknown` is last in LEVELS: a vulnerability without a level fails every policy but
+        # "never".
         return any(LEVELS.index(one.level) >= LEVELS.index(self.fail) for one in counting)
 
 
@@ -102,6 +104,7 @@ def load_policy(text: str) -> LoadedPolicy:
 
     Raises NotFound for a file that is missing, SpecError for one that is not valid.
     """
+    # A name of a level wins over a file of that name; `./high` still names the file.
     if text == ANY or (text in LEVELS and text not in ("none", "unknown")):
         level = "none" if text == ANY else text
         return LoadedPolicy(policy=convert({"fail": level}, AuditPolicy), source=text)
@@ -129,6 +132,7 @@ def load_policy(text: str) -> LoadedPolicy:
 
 def load_license_policy(path: Path) -> LicensePolicy:
     """Return what a policy file says of licences; raise as `load_policy` does, and for nothing."""
+    # With `./` before it, a file that is called `high` is not taken for the level.
     found = load_policy(f"./{path}" if path.parent == Path() else str(path)).policy.licenses
     if found is None:
         message = f"the policy {path} has no rules for licences"
@@ -149,6 +153,7 @@ def silence(
     for one in package.vulnerabilities:
         names = {name.upper() for name in (one.id, *one.aliases)}
         reasons = [*_ignored(package, names, loaded), *_stated(package, names, loaded, environment)]
+        # The last day counts in full.
         valid = [reason for reason in reasons if date.fromisoformat(reason.until) >= today]
         vulnerabilities.append(replace(one, silenced=valid[0] if valid else None))
     return replace(package, vulnerabilities=tuple(vulnerabilities))
@@ -178,10 +183,13 @@ def _vex_files(path: Path, globs: Iterable[str]) -> list[Path]:
     found: list[Path] = []
     for glob in globs:
         pattern = Path(glob)
+        # A policy is reviewed with the files beside it; what it trusts must not lie elsewhere.
         if pattern.is_absolute() or ".." in pattern.parts:
             message = f"the policy {path} names {glob}: VEX documents lie beside or below it"
             raise SpecError(message, hint="put them into a folder beside the policy")
         files = sorted(path.parent.glob(glob))
+        # An error and not an empty list: after a rename, statements would stop counting without a
+        # word.
         if not files:
             message = f"the policy {path} names {glob}, which does not exist"
             raise NotFound(message, hint="correct `vex` in the policy")

@@ -97,6 +97,8 @@ class SbomParts(msgspec.Struct, frozen=True):
         parts: dict[tuple[str, str], tuple[_Component, ...]] = {}
         for one in found.components:
             kind = one.purl.removeprefix("pkg:").partition("/")[0]
+            # Nested components are the parts of a package: vendored libraries, or its name on
+            # PyPI.
             parts[kind, str(canonicalize_name(one.name))] = one.components
         return cls(parts)
 
@@ -125,6 +127,8 @@ def components_of(
         own = [name for name in names if name and name.ecosystem == "PyPI"]
         if package.kind == "conda":
             found.append(_conda_component(package, tuple(own)))
+            # Its PyPI names are the package itself and not parts, so they are not listed a second
+            # time.
             inner = tuple(one for one, name in zip(inner, names, strict=True) if name not in own)
         else:
             name = UpstreamName(ecosystem="PyPI", name=package.name, version=package.version)
@@ -142,6 +146,8 @@ def _conda_component(package: PackageFacts, said: tuple[UpstreamName, ...]) -> A
     library = c_library(package.name)
     names = list(said)
     mapped = pypi_name(package.name)
+    # Of other conda packages the name proves nothing: conda's `snappy` is not the `snappy` of
+    # PyPI.
     if is_known_to_differ(package.name) or (not library and _is_python(package)):
         # An SBOM that says another version adds that one; the manifest's, which is signed, stays.
         known = {(canonicalize_name(one.name), one.version) for one in said}
@@ -206,6 +212,8 @@ def _upstream(part: _Component) -> UpstreamName | None:
         ecosystem=known.ecosystem,
         name=name.rpartition("/")[2],
         version=known.version,
+        # Binary and source packages may have different names, so a name without a hit proves
+        # nothing.
         certain=not known.names_sources,
     )
 

@@ -93,6 +93,7 @@ def _take_over(request: UpdateRequest, path: Path) -> DatabaseFacts:
     facts = decode_database(data, str(path)).facts
     _forbid_older(facts, request)
     statement = attestation_of(path)
+    # Read before the write: source and target may be one file, whose statement goes first.
     signed = statement.read_bytes() if statement.is_file() else None
     write_database(request.database, data, None)
     if signed is not None:

@@ -67,11 +67,14 @@ def distribution_name(purl: str) -> DistributionName | None:
     base = ECOSYSTEMS.get((found["type"], found["place"].lower())) if found else None
     if found is None or base is None:
         return None
+    # purl percent-encodes versions: `+` and `~` of Debian, `:` of an epoch.
     version, qualifiers = unquote(found["version"] or ""), dict(parse_qsl(found["more"] or ""))
     said = DISTRO.fullmatch(qualifiers.get("distro", ""))
+    # Without `distro` the version still may tell: `.el8`, `+deb12u1`.
     told = (EL if base in RPM else DEB).search(version)
     release = said[1] if said else told[1] if told else ""
     if base == "Alpine":
+        # Alpine has advisories for each minor release: `Alpine:v3.19`.
         release = f"v{said[1]}.{said[2]}" if said and said[2] else ""
     epoch = qualifiers.get("epoch", "")
     return DistributionName(
@@ -86,6 +89,7 @@ def rpm_key(text: str) -> tuple[Any, ...] | None:
     found = RPM_VERSION.fullmatch(text.strip())
     if not found:
         return None
+    # No epoch is epoch 0 (rpm-version(7)).
     return (int(found[1] or 0), _rpm_tokens(found[2]), _rpm_tokens(found[3]))
 
 
@@ -96,6 +100,8 @@ def _rpm_tokens(text: str) -> tuple[tuple[Any, ...], ...]:
         kinds.get(one) or ((3, int(one)) if one.isdigit() else (2, one))
         for one in RPM_TOKEN.findall(text)
     )
+    # The mark of the end takes part in the order: `1.0~rc` is before `1.0`, and `1.0^git` after
+    # it.
     return (*tokens, (0,))
 
 
@@ -120,6 +126,7 @@ def _deb_parts(text: str) -> tuple[tuple[tuple[int, ...], int], ...]:
 def _deb_rank(character: str) -> int:
     if character == "~":
         return -1
+    # Letters sort before all other characters (deb-version(7)).
     return ord(character) + (0 if character.isalpha() else 256)
 
 

@@ -27,6 +27,7 @@ def license_fault(license_: str | None, policy: LicensePolicy) -> str:
 
     Of `A OR B` one must be fine, of `A AND B` both. With `allow`, what is not in it is not allowed.
     """
+    # SPDX ids are compared without regard to case (SPDX 2.3, annex D.2).
     allowed, denied = (frozenset(map(str.lower, names)) for names in (policy.allow, policy.deny))
 
     def is_fine(name: str) -> bool:

@@ -70,6 +70,7 @@ def audit_component(component: AuditComponent, database: AdvisoryDatabase) -> Au
     reasons = [component.unknown] if component.unknown else []
     for advisory, affected, version, verdict in _verdicts(component, database):
         if verdict == "affected":
+            # By the version of that name: a component may have another one on PyPI than in conda.
             hits.append((advisory, fixed_versions(affected, version)))
         elif verdict == "undecided":
             undecided[advisory.id] = None
@@ -80,6 +81,7 @@ def audit_component(component: AuditComponent, database: AdvisoryDatabase) -> Au
         reasons.append(f"{shown}{more} cannot be decided for version {component.version}")
     reasons += _gaps(component, database)
     vulnerabilities = _merged(hits)
+    # "clean" needs both: nothing was found, and nothing speaks against the answer.
     state: State = "found" if vulnerabilities else "unknown" if reasons else "clean"
     return AuditedPackage(
         name=component.name,
@@ -107,6 +109,7 @@ def _verdicts(
     keys = [name.key for name in component.upstream]
     if component.library:
         keys += map(repository_key, component.library.repositories)
+    # By id: several names of one component may lead to the same record.
     known = {advisory.id: advisory for key in keys for advisory in database.about(key)}
     return _against(component, known.values())
 
@@ -132,6 +135,8 @@ def _against(
                     yield advisory, affected, name.version, judge(affected, name.version)
             if library and keys & repositories:
                 verdict = _judge_tags(affected, library, component.version)
+                # Only where other records list this library's tags: then a record without any
+                # means no release.
                 if verdict == "undecided" and has_tags and _is_between_releases(affected):
                     verdict = "unaffected"
                 yield advisory, affected, component.version, verdict
@@ -180,6 +185,7 @@ def _merged(hits: list[tuple[Advisory, tuple[str, ...]]]) -> tuple[Vulnerability
     groups: list[tuple[set[str], list[tuple[Advisory, tuple[str, ...]]]]] = []
     for hit in hits:
         names, members = set(hit[0].names), [hit]
+        # A new record may connect groups that had no name in common, so all of them are joined.
         for group in [one for one in groups if one[0] & names]:
             names |= group[0]
             members = [*group[1], *members]
@@ -192,7 +198,9 @@ def _merged(hits: list[tuple[Advisory, tuple[str, ...]]]) -> tuple[Vulnerability
 def _vulnerability(
     names: set[str], members: list[tuple[Advisory, tuple[str, ...]]]
 ) -> Vulnerability:
+    # The CVE id comes first: it is the one that policies and other tools use.
     ordered = sorted(names, key=lambda name: (not name.startswith("CVE-"), name))
+    # One record without a level does not hide the level that another one states.
     levels = [one.level for one, _ in members if one.level != "unknown"]
     return Vulnerability(
         id=ordered[0],

@@ -63,6 +63,7 @@ def _read_into(found: ReadArchive, records: Iterator[tuple[str, bytes]]) -> byte
     seen = []
     known: dict[str, Advisory] = {}
     for name, data in records:
+        # The form of sha256sum, so that the digest of a folder can be checked by hand.
         seen.append(f"{sha256_hex(data)}  {name}\n")
         try:
             if len(data) > MOST_RECORD:

@@ -31,8 +31,10 @@ def judge(affected: AffectedPackage, version: str) -> Verdict:
     affected = _without_epochs(affected, version)
     is_python = base_ecosystem(affected.ecosystem) == "PyPI"
     wanted = public_version(version) if is_python else version
+    # The list first: an entry in it counts even where no range says so.
     if _is_listed(affected, {version, wanted}, is_python=is_python):
         return "affected"
+    # Commits have no order without the repository, which an offline audit does not have.
     ordered = [one for one in affected.ranges if one.type != "GIT"]
     verdicts = [judge_range(one, affected.ecosystem, wanted) for one in ordered]
     if "affected" in verdicts:
@@ -55,6 +57,7 @@ def judge_range(one: VersionRange, ecosystem: str, version: str) -> Verdict:
         for event in one.events
         for name, text in _fields(event)
     ]
+    # One event that cannot be placed could move the end of the range across the version.
     if any(place is None for _, _, place in events):
         return "undecided"
     limits = [place for name, text, place in events if name == "limit" and text != WITHOUT_END]
@@ -143,6 +146,7 @@ def _is_listed(affected: AffectedPackage, wanted: set[str], *, is_python: bool) 
         return True
     if not is_python:
         return False
+    # `1.0` and `1.0.0` are one version by PEP 440, and lists have either.
     versions = {pep440_key(text) for text in wanted} - {None}
     return any(pep440_key(text) in versions for text in affected.versions)
 

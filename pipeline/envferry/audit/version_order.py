@@ -69,10 +69,13 @@ def semver_key(text: str) -> tuple[Any, ...] | None:
     if not found:
         return None
     numbers = tuple(int(found[group]) for group in (1, 2, 3))
+    # Build metadata after `+` does not take part in the order (rule 10).
     if not found[4]:
         return (*numbers, (1,))
     parts = tuple(
-        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in found[4].split(".")
+        # Triples of equal shape: numbers and words are never compared with each other.
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in found[4].split(".")
     )
     return (*numbers, (0, parts))
 

@@ -139,12 +139,16 @@ def read_vex(path: Path) -> tuple[VexStatement, ...]:
 
 def _of_openvex(document: _OpenVex, source: str) -> Iterator[VexStatement]:
     for one in document.statements:
+        # `affected` and `under_investigation` confirm a vulnerability or leave it open.
         if one.status not in SILENCING:
             continue
+        # The most specific date counts: a document that is issued again does not renew old
+        # statements.
         times = (one.last_updated, one.timestamp, document.last_updated, document.timestamp)
         for product in one.products:
             yield VexStatement(
                 vulnerabilities=_ids(one.vulnerability.name, *one.vulnerability.aliases),
+                # One statement for each product, since subcomponents belong to one product.
                 products=(product.purl,),
                 subcomponents=tuple(part.purl for part in product.subcomponents),
                 reason=one.impact_statement or one.justification or one.status,
@@ -161,6 +165,8 @@ def _of_cyclonedx(document: _CycloneDx, source: str) -> Iterator[VexStatement]:
         times = (analysis.last_updated, analysis.first_issued, document.metadata.timestamp)
         yield VexStatement(
             vulnerabilities=_ids(one.id),
+            # A BOM-Link, `urn:cdx:SERIAL/VERSION#BOM-REF`, ends in the reference; a plain one has
+            # no `#`.
             products=tuple(affected.ref.rpartition("#")[2] for affected in one.affects),
             subcomponents=(),
             reason=analysis.detail or analysis.justification or analysis.state,

@@ -51,6 +51,8 @@ class BuildDir(msgspec.Struct, frozen=True, kw_only=True):
 def require_replaceable(home: Path) -> None:
     """Raise HostError for a build of another user, who alone can remove what is in it."""
     for directory in (home, *home.glob("envs/*")):
+        # effective_ids: access(2) asks for the real user otherwise, who may differ under sudo or
+        # setuid.
         if directory.exists() and not os.access(directory, os.W_OK, effective_ids=True):
             owner = directory.stat().st_uid
             if owner != os.geteuid():  # else closed, and ours to open
@@ -70,6 +72,8 @@ def fresh_build_dir(home: Path, prefix: str) -> Iterator[BuildDir]:
     work = BuildDir(home=home, prefix=PurePosixPath(prefix))
     try:
         work.scratch.mkdir(parents=True)
+        # Asked of the folder itself, which may be a mount of its own, and before anything is
+        # linked into it.
         require_execution(work.envs)
         yield work
     finally:

@@ -22,6 +22,7 @@ def read_answer(finished: Finished, engine: str) -> BuildAnswer:
     Raises ToolFailed when it left none.
     """
     try:
+        # The answer decides, not the exit code: an engine that breaks down leaves none.
         answer = decode_json(finished.stdout, BuildAnswer)
     except msgspec.DecodeError as error:
         raise errors.ToolFailed(
@@ -30,5 +31,6 @@ def read_answer(finished: Finished, engine: str) -> BuildAnswer:
             hint="run it again with -v to see all of its output",
         ) from error
     if answer.error is not None:
+        # Of the class that was raised inside: exit codes are one to one with classes.
         raise errors.by_exit_code(answer.exit_code)(answer.error, hint=answer.hint)
     return answer

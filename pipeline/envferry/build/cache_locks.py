@@ -26,6 +26,8 @@ def entry_lock(directory: Path, *, using: bool = True) -> Iterator[None]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ENTRY_LOCK).open("a") as stream:
+        # flock and not lockf: it belongs to the open file, so threads of one process exclude each
+        # other, too. The kernel drops it when its holder is killed.
         fcntl.flock(stream, fcntl.LOCK_EX)
         if using:
             os.utime(stream.fileno())

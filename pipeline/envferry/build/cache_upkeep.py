@@ -56,6 +56,7 @@ def list_entries(root: Path) -> list[CacheEntry]:
         read_entry(path)
         for algorithm in ALGORITHMS
         for path in root.glob(f"{algorithm}/??/*/*")
+        # Names with a dot are the lock and halves of downloads.
         if DIGEST.fullmatch(path.parent.name) and not path.name.startswith(".") and path.is_file()
     ]
     return sorted(entries, key=lambda entry: (-entry.used, entry.path.name))
@@ -99,6 +100,7 @@ def read_entry(path: Path) -> CacheEntry:
         algorithm=path.parts[-4],
         digest=path.parts[-2],
         size=path.stat().st_size,
+        # A cache that was copied may lack the locks; then the file's own time has to do.
         used=(lock if lock.exists() else path).stat().st_mtime,
     )
 
@@ -120,6 +122,7 @@ def remove_damaged(entry: CacheEntry, advance: Callable[[int], None]) -> bool:
         if is_new:  # its time counts from now on
             os.utime(lock, (entry.used, entry.used))
         is_damaged = (
+            # It may be gone: a build that found it damaged has removed it since the listing.
             entry.path.exists() and hash_file(entry.path, entry.algorithm, advance) != entry.digest
         )
         if is_damaged:
@@ -164,6 +167,8 @@ def old_repositories(root: Path, older_than: float) -> Iterator[tuple[Path, int]
 def remove_empty(directory: Path) -> None:
     """Remove entries that hold nothing but their lock, and directories that hold nothing."""
     for entry in filter(Path.is_dir, directory.glob("??/*")):
+        # Safe only with the cache held alone: a lock file that is removed under a waiter protects
+        # nothing.
         if {path.name for path in entry.iterdir()} <= {ENTRY_LOCK}:
             shutil.rmtree(entry)
     for group in filter(Path.is_dir, directory.glob("??")):
@@ -178,6 +183,7 @@ def remove_leftovers(builds: Path, *, dry_run: bool = False) -> Iterator[Path]:
         if dry_run:
             yield left
             continue
+        # The lock of that build: what it is making now is no leftover.
         with exclusive_lock(builds / f"{name}.lock", f"the build of {name}"):
             remove_tree(left)
         yield left

@@ -40,10 +40,13 @@ def run_checks(checks: Checks, work: BuildDir, sandbox: Sandbox, progress: Progr
         for argv in argvs:
             job = Job(
                 argv=("/bin/sh", "-c", IN_AN_EMPTY_DIRECTORY + COUNTED, "sh", *argv),
+                # Read-only: a check must not change what is packed.
                 mounts=(work.mount(writable=False),),
                 environ=environ,
             )
             finished = sandbox.run(job, check=False)
+            # The counters are those of the container's own network namespace, so no other
+            # program's tries count.
             said, tries = split_counted(finished.stderr)
             for line in (*finished.stdout.splitlines(), *said.splitlines()):
                 log.info("  %s", line)

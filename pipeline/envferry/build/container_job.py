@@ -41,6 +41,8 @@ def builder_request(
         return path_inside(downloads[package.url], options) if package.url in downloads else ""
 
     conda = [package for package in packages if package.manager == "conda"]
+    # A lock of another tool may have neither for any package: then nothing can be checked against
+    # it.
     knows = any(package.dependencies or package.record for package in conda)
     return BuildRequest(
         prefix=str(work.prefix),
@@ -82,6 +84,7 @@ def path_inside(download: Path, options: BuildOptions) -> str:
 def open_to_others(work: BuildDir) -> None:
     """Let another user build here, whatever this one's umask is."""
     for directory in (work.envs, work.scratch):
+        # The user of the container has a number that this machine need not know.
         directory.chmod(0o777)
     work.exchange.chmod(0o755)
     (work.exchange / "request.json").chmod(0o644)
@@ -102,6 +105,7 @@ def readable_downloads(request: BuildRequest, cache_root: Path, folder: Path) ->
             (folder / parent).mkdir(exist_ok=True)
             (folder / parent).chmod(0o755)
         try:
+            # A hard link costs nothing, and its mode is 0644 in the cache already.
             (folder / place).hardlink_to(cache_root / place)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(cache_root / place, folder / place)
@@ -113,6 +117,7 @@ def refuse_ambiguous(packages: tuple[LockedPackage, ...]) -> None:
     """Raise SpecError when two packages have one name, or a wheel has no SHA-256."""
     seen = set()
     for package in packages:
+        # One name in both halves is allowed here: clobbering is judged by files.
         name = (package.manager, canonicalize_name(package.name))
         if name in seen:
             msg = f"the lock names {package.name} ({package.manager}) twice"
@@ -130,6 +135,7 @@ def run_builder(
     around = options.variation
     work.exchange.mkdir()
     (work.exchange / "request.json").write_bytes(msgspec.json.encode(request))
+    # Root of the container can read a closed cache; any other user needs copies or links.
     if around.user:
         open_to_others(work)
         cache_root = readable_downloads(request, cache_root, work.exchange / "downloads")

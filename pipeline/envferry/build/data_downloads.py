@@ -18,6 +18,7 @@ def data_downloads(lock: Lock, platform: str) -> tuple[LockedPackage, ...]:
     folder = lock.path.absolute().parent
     return tuple(
         LockedPackage(
+            # As pip, so that no login of a channel is sent for it.
             manager="pip",
             name=item.path,
             version="",

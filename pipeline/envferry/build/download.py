@@ -40,6 +40,7 @@ class Download(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, package: LockedPackage) -> Download:
         """Return what to download for a locked package; raise for a lock that cannot be checked."""
+        # Fragments are for clients (RFC 3986, 3.5): locks of other tools put hashes there.
         url = package.url.partition("#")[0]
         if not (package.sha256 or package.md5):
             message = (
@@ -50,6 +51,7 @@ class Download(msgspec.Struct, frozen=True, kw_only=True):
             )
         algorithm = "sha256" if package.sha256 else "md5"
         name = unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+        # After unquoting: `%2F` in a URL would otherwise lead out of the entry's folder.
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             message = f"{redact(url)} does not end in a file name"
             raise SpecError(message, hint="lock again, or correct the URL in the lock")

@@ -89,12 +89,17 @@ class DownloadClient:
         """Download into `partial`, from where it ends; return the hash of the whole."""
         tally, reached, pause = FailureCount(self.policy), 0, 0.0
         while True:
+            # Waits on the event and not in sleep, so that another thread's failure ends the pause.
             meter.wait_or_stop(pause)
             try:
+                # Appending: what an attempt has received stays for the next one, also in another
+                # process.
                 with partial.open("a+b") as stream:
                     return self._download_once(item, stream, meter)
             except NETWORK_ERRORS as error:
                 if has_cause(error, ResponseTooLarge):
+                    # What is there is useless: an attempt that goes on from it would hit the limit
+                    # again.
                     partial.unlink()
                     message = f"cannot download {item.shown}: {broken_limit(error)}"
                     raise StoreError(
@@ -119,6 +124,7 @@ class DownloadClient:
         is_tls = isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError)
         # Other failures of TLS pass: a connection that is cut off in its handshake is one.
         if is_tls and "CERTIFICATE" in reason:
+            # Another attempt would get the same certificate, so this fails at once.
             hint = "name your CA certificates in SSL_CERT_FILE"
             if words := wrong_time_words(reason):
                 message, hint = f"{message}: {words}", "set the clock, with chrony or ntpd"
@@ -129,6 +135,7 @@ class DownloadClient:
         elif is_tls:
             hint = "does that server speak https? check the URL and its port, then try again"
         final = StoreError(message, hint=hint)
+        # It is raised later, outside of this `except`, where `from error` cannot be written.
         final.__cause__ = error
         asked = error.asked if isinstance(error, _Busy) else None
         return Transient(
@@ -143,6 +150,7 @@ class DownloadClient:
         # The hash is that of the whole, with what an earlier attempt has left.
         while chunk := stream.read(COPY_BYTES):
             digest.update(chunk)
+        # At the end of the file after the loop: the first byte that is missing.
         start = stream.tell()
         response = self._request(item, start)
         try:
@@ -150,8 +158,11 @@ class DownloadClient:
                 # Nothing follows what is there: whole already, or of another file.
                 return digest.finalize().hex()
             if start and not _continues(response, start):
+                # In append mode writes go to the new end, so no seek is needed.
                 stream.truncate(0)
                 digest = hashes.Hash(ALGORITHMS[item.algorithm]())
+            # Before the first byte is written: an answer that announces too much does not fill the
+            # disk.
             if (length := response.headers.get("Content-Length", "")).isdecimal():
                 if int(length) > self.limits.answer_bytes:
                     msg = f"it announced more than {self.limits.answer_bytes:,} bytes"
@@ -173,6 +184,7 @@ class DownloadClient:
             message = f"cannot download {item.shown}: expected an http, https or file URL"
             raise SpecError(message, hint="lock again, or correct the URL in the lock")
         asked = self.logins.authorize(item.url, is_channel=item.is_conda)
+        # RFC 9110, 14.2. A server may ignore it and answer 200 with the whole file.
         headers = {"Range": f"bytes={start}-"} if start else {}
         response = self.connections.open(asked.url, {**headers, **asked.headers}, token=asked.token)
         if response.status in BUSY_STATUSES:
@@ -235,11 +247,13 @@ class Stopped(Exception):
 def _continues(response: urllib3.BaseHTTPResponse, start: int) -> bool:
     """Whether a response goes on where we stopped; some servers send the whole file again."""
     wanted = f"bytes {start}-"
+    # A 206 from another offset would put bytes in the wrong place (RFC 9110, 15.3.7).
     return response.status == 206 and response.headers.get("Content-Range", "").startswith(wanted)
 
 
 def _refusal(item: Download, way: str, answer: str, asked: Authorized) -> PipelineError:
     status = int(answer.partition(" ")[0])
+    # Some servers answer 404 for what needs a login, hence the second hint.
     if status in (404, 410):
         message = f"{item.shown} does not exist: the server answered {answer}"
         hint = f"lock again if the file was removed or moved; {asked.hint_when_absent}"

@@ -109,6 +109,7 @@ class DownloadCache:
             is_conda=is_conda,
         )
         self.root.mkdir(parents=True, exist_ok=True)
+        # In the cache, whose disk has room for packages; /tmp is often small, or memory.
         with tempfile.TemporaryDirectory(dir=self.root, prefix=".unknown-") as directory:
             partial = Path(directory) / "file"
             if urlsplit(url).scheme == "file":
@@ -140,6 +141,8 @@ class DownloadCache:
 
         with Workers(THREADS, "download") as threads:
             try:
+                # `fetch` returns errors instead of raising them: all threads end before the first
+                # is raised.
                 results = list(threads.map(fetch, downloads))
             except BaseException:
                 # After Ctrl-C, too: each thread stops at its next piece.
@@ -154,10 +157,12 @@ class DownloadCache:
     def _fetch(self, item: Download, meter: Meter, offline: bool) -> Path:
         target = self.path_of(item)
         directory = target.parent
+        # Before the lock, which would make a folder for the missing entry.
         if offline and not target.exists():
             message = f"{item.shown} is not in the download cache {self.root}"
             raise NotFound(message, hint="run the same command once without `--offline`")
         try:
+            # Held while downloading: another process that wants this file waits and then finds it.
             with entry_lock(directory):
                 if target.exists():
                     meter.learn(item, target.stat().st_size)
@@ -201,6 +206,7 @@ class DownloadCache:
             raise IntegrityError(message, hint=hint)
         with suppress(PermissionError):  # another user's, who let us read it: it was resumed
             partial.chmod(0o644)
+        # Under the entry's lock, and on one file system: readers see the whole file or none.
         partial.replace(target)
 
 

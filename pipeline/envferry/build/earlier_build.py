@@ -110,12 +110,14 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
         A folder that held only what goes is not made: a build from scratch has none. Raises
         NotIncremental where files cannot be linked.
         """
+        # From the note and not from the disk: `find_earlier` has compared the two just before.
         kept = [path for path in self.note.files if path not in self.dropped]
         held = set(chain.from_iterable(self.wheel_files.values()))
         try:
             for folder in _folders(self.tree, self.dropped, held):
                 (work.tree / folder).mkdir(mode=0o755, parents=True, exist_ok=True)
             for path in kept:
+                # follow_symlinks=False links the symbolic link itself, not what it leads to.
                 os.link(self.tree / path, work.tree / path, follow_symlinks=False)
         except OSError as error:
             message = f"files cannot be linked: {error}"
@@ -135,7 +137,9 @@ def describe_materials(
         "prefix": prefix,
         "platform": packages[0].platform,
         "allowed": [sorted(options.allow_clobber), sorted(options.allow_conflict)],
+        # Scripts of packages run with the programs of this image.
         "sandbox": [sandbox.name, sandbox.image],
+        # A change of the builder may change the tree, and a checkout keeps its version meanwhile.
         "builder": [__version__, *_builder_sources()],
     }
     wheels = (_wheel(package) for package in packages if package.manager == "pip")
@@ -168,9 +172,12 @@ def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
     )
     try:
         encoded = msgspec.json.encode(note)
+    # Names with surrogate escapes cannot be JSON; the build itself is fine.
     except UnicodeEncodeError as error:
         log.info("the next build will start from scratch: a file's name is not UTF-8 (%s)", error)
         return
+    # Without a note the next build starts from scratch, so a crash before this line loses time
+    # only.
     write_bytes(home / NOTE, encoded)
 
 
@@ -185,6 +192,7 @@ def find_earlier(
     if isinstance(note, str):
         return note
     trees = list((home / "envs").iterdir()) if (home / "envs").is_dir() else []
+    # Inodes identify files only within one file system.
     if len(trees) != 1 or trees[0].stat().st_dev != note.device:
         return "the previous build was moved"
     tree, gone = trees[0], _names(note.materials.conda, materials.conda)
@@ -276,6 +284,7 @@ def _folders(tree: Path, dropped: frozenset[str], held: set[str]) -> Iterator[st
     A wheel may have empty folders: those of `held` stay, and those that were dropped go.
     """
     lost = {str(parent) for path in dropped for parent in PurePosixPath(path).parents}
+    # From below: whether a folder stays depends on those in it.
     for directory, folders, names in os.walk(tree, topdown=False):
         folder = os.path.relpath(directory, tree)
         inside = [f"{folder}/{name}".removeprefix("./") for name in (*folders, *names)]
@@ -285,6 +294,7 @@ def _folders(tree: Path, dropped: frozenset[str], held: set[str]) -> Iterator[st
         if folder in lost and folder not in held and is_empty:
             if folder != ".":
                 continue
+        # Something else keeps it alive, so the folder above is not lost by it.
         elif folder in lost:
             lost.discard(folder)
         yield folder

@@ -18,6 +18,7 @@ RECORD = "built.json"
 
 def read_build(name: str, builds_dir: Path) -> BuiltEnv:
     """Return the last finished build of an environment; raise NotFound without one."""
+    # The record is written last: without it, a folder is not a finished build.
     path = builds_dir / f"{name}-{current_platform()}" / RECORD
     try:
         return from_json(path.read_bytes(), BuiltEnv, str(path))

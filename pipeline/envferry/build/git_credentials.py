@@ -32,6 +32,7 @@ def git_environ(environ: Mapping[str, str], logins: Mapping[str, Secret]) -> dic
 
     https://git-scm.com/docs/git-config: `http.<url>.extraHeader`, and GIT_CONFIG_COUNT.
     """
+    # Settings that the caller passes the same way keep their numbers.
     first = int(environ.get(COUNT) or 0)
     more = {"GIT_TERMINAL_PROMPT": "0", COUNT: str(first + len(logins))}
     for number, (url, login) in enumerate(logins.items(), start=first):

@@ -107,11 +107,14 @@ def write_conda_package(
                     tar.addfile(_tar_member(name, len(data), timestamp), io.BytesIO(data))
                 for path in licenses:
                     writer.add(tar, path)
+        # Sync before the rename: after a crash ext4 may otherwise show the new name with an empty
+        # file.
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+    # The rename itself is on disk only when the folder is.
     sync_directory(target.parent)
 
 
@@ -124,6 +127,7 @@ def digest_tree(tree: Path) -> str:
             digest.update(f"{name}\0link\0{path.readlink()}\0".encode())
             continue
         status = path.stat()
+        # The size says where the content ends: two trees cannot give one stream of bytes.
         digest.update(f"{name}\0{_mode(status.st_mode):o}\0{status.st_size}\0".encode())
         with path.open("rb") as stream:
             while chunk := stream.read(COPY_BYTES):
@@ -133,6 +137,8 @@ def digest_tree(tree: Path) -> str:
 
 def _walk(tree: Path) -> Iterator[Path]:
     for path in tree.rglob("*"):
+        # Folders are not packed: conda makes those that a file needs, and has no place for empty
+        # ones.
         if path.is_symlink() or path.is_file():
             yield path
 
@@ -141,6 +147,7 @@ def _zip_member(name: str) -> zipfile.ZipInfo:
     member = zipfile.ZipInfo(name, ZIP_TIME)
     # Unix, which is where the mode counts.
     member.create_system = 3
+    # A regular file, rw-r--r--: the upper 16 bits are the st_mode of Unix.
     member.external_attr = 0o100644 << 16
     return member
 
@@ -150,6 +157,8 @@ def _tar_in_zip(
     container: zipfile.ZipFile, name: str, content: Sequence[Path]
 ) -> Iterator[tarfile.TarFile]:
     """Open a zstd-compressed tar stream that becomes the zip member `name`."""
+    # Decided by the uncompressed size, since a stream cannot go back to widen its header. Small
+    # packages do without: py-rattler 0.28 refuses zip64 fields that are not needed.
     large = sum(path.lstat().st_size for path in content) > ZIP64_BYTES
     compressor = zstandard.ZstdCompressor(
         level=COMPRESSION_LEVEL, threads=COMPRESSION_THREADS, write_checksum=True
@@ -171,6 +180,7 @@ def _tar_member(name: str, size: int, timestamp: int, mode: int = 0o644) -> tarf
 
 
 def _mode(mode: int) -> int:
+    # Only the executable bit counts: the umask of whoever made the tree must not change the bytes.
     return 0o755 if mode & stat.S_IXUSR else 0o644
 
 
@@ -228,11 +238,14 @@ class _HashingReader(io.RawIOBase):
 
 def _placeholder_mode(stream: BinaryIO, size: int) -> Literal["text", "binary"] | None:
     """Say how a file holds the placeholder, if it does; leave the stream at its start."""
+    # Such a file cannot hold it, and mmap refuses an empty one.
     if size < len(PLACEHOLDER):
         return None
     with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(PLACEHOLDER.encode()) < 0:
             return None
+        # In binaries the new prefix is padded with NULs to the old length, in text files it is
+        # not.
         return "binary" if b"\0" in content[:SNIFF_BYTES] else "text"
 
 
@@ -247,6 +260,7 @@ def _info_files(
         "depends": list(package.depends),
         "constrains": list(package.constrains),
         "subdir": package.subdir,
+        # repodata has milliseconds.
         "timestamp": timestamp * 1000,
         "license": package.license,
         "noarch": package.noarch,

@@ -78,6 +78,8 @@ def create_channel(
         message = f"a channel can be made on Linux only, this is {current_platform()}"
         raise HostError(message, hint="run it on a Linux machine")
     interpreters = [find_interpreter(name) for name in request.pythons] or [running_interpreter()]
+    # All checks of arguments come before the first byte is written: a typing error leaves no
+    # channel.
     wheels, requirements = _sort_arguments(request.arguments)
     _require_fitting(wheels, interpreters)
     closures = _resolve(interpreters, wheels, requirements, cache=cache, progress=progress)
@@ -93,6 +95,8 @@ def create_channel(
             for wheel, closure in chosen:
                 channel.add_wheel(wheel, closure)
                 advance(wheel.path.stat().st_size)
+        # Under the lock, too: an index written beside another writer would lack that writer's
+        # packages.
         index_channel(request.directory)
     return ChannelSummary(
         directory=request.directory,
@@ -169,6 +173,7 @@ def _resolve(
 ) -> list[Closure]:
     """Find for each interpreter all wheels, downloading what the requirements resolve to."""
     locked = [_lock_requirements(item, wheels, requirements) for item in interpreters]
+    # In one go for all interpreters: their pure wheels are the same files.
     files = cache.fetch_all([item for items in locked for item in items], progress=progress)
     read = {path: read_wheel(path) for path in sorted(set(files.values()))}
     closures = []
@@ -272,4 +277,5 @@ def _missing_names(directory: Path, names: Iterable[str]) -> tuple[str, ...]:
         for name in names
         for spec in convert(records[name].get("depends", []), list[str])
     }
+    # Names with two underscores are conda's virtual packages: the host has them, no channel does.
     return tuple(sorted(name for name in depends - present if not name.startswith("__")))

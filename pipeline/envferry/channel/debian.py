@@ -78,6 +78,8 @@ def undo_debian_layout(tree: Path, minor: str, multiarch: str) -> None:
         _edit(library / name, SCHEME_CHANGES)
     _edit(library / "distutils/sysconfig.py", (DISTUTILS_CHANGE,))
     (library / "sitecustomize.py").write_text(SITE_CUSTOMIZE, "utf-8")
+    # setuptools imports this module of Debian's to get its install schemes, which would undo the
+    # edits.
     (library / "_distutils_system_mod.py").unlink(missing_ok=True)
     for path in library.glob("_sysconfigdata*.py"):
         if not path.is_symlink():
@@ -92,6 +94,7 @@ def undo_debian_layout(tree: Path, minor: str, multiarch: str) -> None:
 def copy_real_pyconfig(headers: Path, target: Path, multiarch: str) -> None:
     """Replace the copied header that includes `<MULTIARCH/pythonX.Y/pyconfig.h>` by that one."""
     real = headers.parent / multiarch / headers.name / "pyconfig.h"
+    # The header in the common folder only includes the one of the machine, by a path of the host.
     if multiarch and real.is_file():
         (target / "pyconfig.h").write_bytes(real.read_bytes())
 
@@ -114,6 +117,7 @@ def _rewrite_build_settings(path: Path, multiarch: str) -> None:
     for name in BUILD_PATHS:
         value = settings.get(name)
         if isinstance(value, str):
+            # Only at the start of a word: a `/usr` in the midst of a path is not the prefix.
             value = re.sub(r"(?<!\S)/usr(?=/|\s|$)", PLACEHOLDER, value)
             settings[name] = value.replace(f"/lib/{multiarch}", "/lib")
     settings.pop("WHEEL_PKG_DIR", None)  # ensurepip would look for wheels on the host

@@ -53,6 +53,7 @@ def shared_libraries(files: Sequence[Path]) -> dict[Path, dict[str, Path | None]
     for line in output.splitlines():
         if not line[:1].isspace():
             current = Path(line.rstrip(":"))
+        # The vdso and the loader itself have no `=>`, and no file to copy.
         elif match := re.match(r"\s+(\S+) => (?:(/.+) \(0x[0-9a-f]+\)|not found)$", line):
             name, path = match.groups()
             if not HOST_LIBRARIES.fullmatch(name):
@@ -71,7 +72,10 @@ def _glibc_versions(path: Path) -> list[tuple[int, int]]:
             section = ELFFile(stream).get_section_by_name(".gnu.version_r")
             if not isinstance(section, GNUVerNeedSection):
                 return []
+            # Symbol versions are what glibc's loader checks at start: GLIBC_2.34 fails on an older
+            # libc.
             names = [aux.name for _, needs in section.iter_versions() for aux in needs]
+        # A damaged or foreign ELF file asks nothing of glibc that could be read here.
         except ELFError:
             return []
     matches = (GLIBC_VERSION.fullmatch(name) for name in names)

@@ -92,6 +92,7 @@ def find_interpreter(name: str | Path) -> Interpreter:
 
     Raises SpecError when conda packages cannot be made of it.
     """
+    # As shells do it: only a name without a slash is looked for on PATH.
     path = str(name) if "/" in str(name) else find_program(str(name))
     if path is None or not Path(path).is_file():
         message = f"the Python interpreter {name} does not exist"
@@ -115,6 +116,8 @@ def ask(executable: Path) -> ProbeFacts:
     script = Path(interpreter_probe.__file__)
     environ = child_environ(PYTHONHOME=None, PYTHONPATH=None, __PYVENV_LAUNCHER__=None)
     try:
+        # -I keeps user site and the current folder out of what it says, -B keeps its own folders
+        # unwritten.
         output = run([executable, "-I", "-B", script], env=environ).stdout
         return decode_json(output, ProbeFacts)
     except (ToolFailed, msgspec.MsgspecError) as error:

@@ -35,14 +35,17 @@ def facts() -> "dict[str, object]":
         "implementation": platform.python_implementation(),
         "version": platform.python_version(),
         "free_threaded": bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+        # CPython has this function only where it was configured with --with-pydebug.
         "debug": hasattr(sys, "gettotalrefcount"),
         "glibc": platform.libc_ver()[0] == "glibc",
         "machine": platform.machine(),
         "bits": 64 if sys.maxsize > 2**32 else 32,
         "prefix": sys.prefix,
         "base_prefix": sys.base_prefix,
+        # Behind all links: libraries and the standard library are looked for from there.
         "executable": str(Path(sys.executable).resolve()),
         "configured_prefix": sysconfig.get_config_var("prefix") or "",
+        # New in Python 3.9; Fedora's is `lib64`.
         "library_directory": getattr(sys, "platlibdir", "lib"),
         "standard_library": str(Path(os.__file__).resolve().parent),
         "headers": sysconfig.get_path("include"),

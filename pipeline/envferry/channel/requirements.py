@@ -23,6 +23,7 @@ def active_requirements(
     requirements: Iterable[Requirement], environment: Mapping[str, str], extras: Iterable[str]
 ) -> list[Requirement]:
     """Return the requirements whose markers hold without or with any of the extras."""
+    # A marker sees one extra at a time (PEP 508), so each is tried by itself.
     contexts = [{**environment, "extra": extra} for extra in ("", *sorted(extras))]
     return [
         item
@@ -43,6 +44,8 @@ def match_specs(
     for item in requirements:
         name = canonicalize_name(item.name)
         parts = version_spec(item.specifier, versions.get(name))
+        # Of several requirements on one name all must hold, and conda takes one line for each
+        # name.
         found.setdefault(name, set()).update(parts.split(",") if parts else ())
     return tuple(f"{name} {','.join(sorted(found[name]))}".strip() for name in sorted(found))
 
@@ -56,6 +59,7 @@ def version_spec(specifiers: SpecifierSet, at_hand: Version | None = None) -> st
 def _clause(specifier: Specifier, at_hand: Version | None) -> str:
     operator, text = specifier.operator, specifier.version
     if text.endswith(".*"):
+        # Only `==` and `!=` may end in `.*` (PEP 440).
         stem = str(Version(text[:-2]))
         return f"{stem}.*" if operator == "==" else f"!={stem}.*"
     try:
@@ -63,6 +67,7 @@ def _clause(specifier: Specifier, at_hand: Version | None) -> str:
     except InvalidVersion:  # `===` takes any text
         return f"=={text}"
     if operator == "~=":
+        # `~=2.2.1` means `>=2.2.1, ==2.2.*`: the last number falls away.
         release = ".".join(str(part) for part in version.release[:-1])
         epoch = f"{version.epoch}!" if version.epoch else ""
         return f">={version},{epoch}{release}.*"

@@ -36,6 +36,7 @@ DRIVER_LIBRARIES = re.compile(r"lib(?:cuda|nvidia-[\w-]+|nvcuvid|cudadebugger)\.
 def settings_of(venv: Path) -> dict[str, str]:
     """Return the `key = value` lines of a virtual environment's pyvenv.cfg."""
     text = (venv / SETTINGS).read_text(encoding="utf-8", errors="replace")
+    # The file has no sections and no quoting, so an INI parser refuses it.
     rows = (line.partition("=") for line in text.splitlines())
     return {key.strip().lower(): value.strip() for key, equals, value in rows if equals}
 
@@ -61,14 +62,17 @@ def copy_entry(item: TreeEntry, venv: Path, tree: Path) -> None:
     """
     source, target = venv / item.path, tree / item.path
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Neither os.link nor os.symlink replaces a name that exists.
     target.unlink(missing_ok=True)
     if item.kind == "symlink":
         real = source.resolve()
+        # A link inside stays a link, and so does one that leads to nothing or to a folder.
         if real.is_relative_to(venv.resolve()) or not real.is_file():
             target.symlink_to(item.link)
             return
         source = real
     try:
+        # A link takes no space and no time, and packing only reads.
         os.link(source, target)
     except OSError:  # another file system, or a file of another user
         shutil.copy2(source, target)
@@ -87,6 +91,7 @@ def point_to_interpreter(script: Path, prefix: str, homes: Sequence[Path]) -> st
     python = Path(os.fsdecode(found["python"]))
     if str(python.parent) == f"{prefix}/bin":
         return None
+    # By the real path: the folder may be known by several names.
     is_known = any(os.path.realpath(python.parent) == os.path.realpath(home) for home in homes)
     if not is_known and python.exists():
         return str(python)
@@ -104,6 +109,7 @@ def outside_libraries(tree: Path, binaries: Sequence[Path]) -> Iterator[str]:
     if not binaries:
         return
     root = str(tree.resolve())
+    # By name, as the loader looks: a library that the process loaded before satisfies later needs.
     present = {path.name for path in tree.rglob("*.so*")}
     users: dict[str, list[str]] = {}
     for binary, needed in shared_libraries(binaries).items():

@@ -82,6 +82,7 @@ def venv_with_interpreter(
     """
     place = posixpath.normpath(source.folder.absolute())
     prefix = source.prefix or place
+    # Asked before the interpreter, whose staging takes seconds.
     check_env_prefix(prefix, "say which path it was made for: `--prefix /PATH`")
     name = source.name or default_name(source.folder, FileKind.VENV)
     interpreter = interpreter_of(source.folder)
@@ -93,8 +94,10 @@ def venv_with_interpreter(
         staging.tree.mkdir()
         with progress.task(f"collect python {interpreter.version} and {source.folder}"):
             record = staging.add_interpreter()
+            # After the interpreter: of two files at one path the one that people installed stays.
             staging.add_venv()
         with progress.task(f"compile the modules of {name}"):
+            # Before the records, which list byte code.
             staging.compile()
         staging.add_records(record)
         built = describe_env(staging.tree, prefix=prefix, name=name, lock_dir=Path(folder))
@@ -158,6 +161,7 @@ class _Staging(msgspec.Struct, frozen=True, kw_only=True):
             return {"_path": name, "path_type": "softlink"}
         content = path.read_bytes()
         entry = {"_path": name, "path_type": "hardlink", "sha256": sha256_hex(content)}
+        # Most files: their digest in the package is the one in the prefix.
         if PLACEHOLDER.encode() not in content:
             return {**entry, "size_in_bytes": len(content)}
         mode = "binary" if b"\0" in content else "text"
@@ -193,6 +197,7 @@ class _Staging(msgspec.Struct, frozen=True, kw_only=True):
         """Compile all modules: nothing is compiled, or written, when it runs on a host."""
         script = Path(compile_bytecode.__file__)
         python = self.tree / "bin/python"
+        # -S: `.pth` files of the environment may run anything, and are not needed to compile.
         words: list[str | Path] = [
             python,
             "-I",
@@ -213,6 +218,8 @@ class _Staging(msgspec.Struct, frozen=True, kw_only=True):
         replaced = {
             path
             for path in record["files"]
+            # `bin/python*` of the venv is not carried, so the interpreter's own stays in its
+            # record.
             if (self.venv / path).is_file() and not path.startswith("bin/python")
         }
         entries = record["paths_data"]["paths"]
@@ -222,6 +229,7 @@ class _Staging(msgspec.Struct, frozen=True, kw_only=True):
         note_checksums(record)
         folder = self.tree / "conda-meta"
         folder.mkdir(exist_ok=True)
+        # conda takes a folder for an environment only where this file exists.
         (folder / "history").touch()
         encoded = msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=2)
         (folder / record["fn"]).with_suffix(".json").write_bytes(encoded + b"\n")
@@ -259,6 +267,7 @@ def record_of(package: CondaPackage, paths: list[dict[str, Any]]) -> dict[str, A
         "paths_data": {"paths": paths, "paths_version": 1},
         "extracted_package_dir": "",
         "package_tarball_full_path": "",
+        # 1 is a hard link in conda's LinkType.
         "link": {"source": "", "type": 1},
         "requested_specs": ["python"],
     }

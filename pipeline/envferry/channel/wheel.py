@@ -99,6 +99,8 @@ def read_wheel(path: Path) -> ChannelWheel:
             name=canonicalize_name(name),
             version=version,
             tags=wheel_tags,
+            # Headers go below `include/pythonX.Y`, so a wheel that has some is of one minor
+            # version.
             is_pure=purelib and not headers and all(tag.platform == "any" for tag in wheel_tags),
             dist_info=dist_info,
             data=data,
@@ -115,6 +117,7 @@ def read_wheel(path: Path) -> ChannelWheel:
         *(KeyError, configparser.Error, MessageError, ValueError),
         *(InvalidWheelFilename, InvalidSpecifier),
     ) as error:
+        # str() of a KeyError has quotes around the message.
         text = error.args[0] if isinstance(error, KeyError) else error
         reason = str(text).partition("\n")[0]
         message = f"{path} is not a valid wheel: {reason}"
@@ -128,6 +131,7 @@ def supported_tags(interpreter: Interpreter) -> tuple[tags.Tag, ...]:
 
 @cache
 def _tags_of(pair: tuple[int, int], abi: str) -> tuple[tags.Tag, ...]:
+    # Of this machine: a wheel for a newer glibc does not fit, whatever the interpreter is.
     platforms = list(tags.platform_tags())
     return (
         *tags.cpython_tags(python_version=pair, abis=[abi], platforms=platforms),
@@ -138,6 +142,7 @@ def _tags_of(pair: tuple[int, int], abi: str) -> tuple[tags.Tag, ...]:
 def fits(wheel: ChannelWheel, interpreter: Interpreter) -> bool:
     """Whether a wheel's tags and its Requires-Python allow an interpreter."""
     tags_fit = not wheel.tags.isdisjoint(supported_tags(interpreter))
+    # Installers, too, let a pre-release of python count as that version.
     return tags_fit and wheel.requires_python.contains(interpreter.version, prereleases=True)
 
 
@@ -166,6 +171,7 @@ def close_over(
         if name not in by_name:
             continue
         asked = {canonicalize_name(extra) for extra in item.extras}
+        # Extras may ask for each other in a circle; only a new one is a reason to look again.
         if name in seen and asked <= extras[name]:
             continue
         seen.add(name)
@@ -187,6 +193,8 @@ def describe_wheel(wheel: ChannelWheel, closure: Closure) -> CondaPackage:
     requirements = _requirements(wheel, closure, interpreter.version)
     if wheel.is_pure:
         python = version_spec(wheel.requires_python)
+        # noarch packages have one list of dependencies; markers that differ tie it to one minor
+        # version.
         if _differs_between_pythons(wheel, closure, requirements):
             python = f">={interpreter.minor},<{interpreter.next_minor}"
         depends = (f"python {python}".strip(), *requirements)
@@ -222,12 +230,15 @@ def _requirements(wheel: ChannelWheel, closure: Closure, python_version: str) ->
     extras = closure.extras.get(wheel.name, frozenset())
     versions = {name: item.version for name, item in closure.wheels.items()}
     active = active_requirements(wheel.requirements, environment, extras)
+    # A wheel may ask for an extra of its own (`pkg[all]`); a package that depends on itself is
+    # unsolvable.
     others = [item for item in active if canonicalize_name(item.name) != wheel.name]
     return match_specs(others, versions)
 
 
 def _differs_between_pythons(wheel: ChannelWheel, closure: Closure, found: tuple[str, ...]) -> bool:
     """Whether another Python that the wheel allows would need other packages."""
+    # .99, so that markers such as `python_full_version >= "3.9.2"` hold as in the latest patch.
     versions = (f"3.{minor}.99" for minor in KNOWN_MINORS)
     allowed = (version for version in versions if wheel.requires_python.contains(version))
     return any(_requirements(wheel, closure, version) != found for version in allowed)
@@ -241,6 +252,7 @@ def glibc_of_tags(wheel: ChannelWheel) -> list[tuple[int, int]]:
             found.append(GLIBC_OF_OLD_TAGS[match[3]])
         elif match:
             found.append((int(match[1]), int(match[2])))
+    # A wheel may have several tags; the oldest glibc of them is enough to run it.
     return [min(found)] if found else []
 
 
@@ -251,6 +263,7 @@ def _special_directory(names: Iterable[str], name: str, ending: str) -> str:
     if len(found) != 1:
         message = f"it has {len(found)} {ending} directories, expected one"
         raise ValueError(message)
+    # Compared in normal form: old tools wrote the project's name as it is.
     if canonicalize_name(found[0].removesuffix(ending).rpartition("-")[0]) != name:
         message = f"its directory {found[0]} does not belong to {name}"
         raise ValueError(message)

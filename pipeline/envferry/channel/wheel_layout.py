@@ -57,6 +57,8 @@ def stage_wheel(
     """
     staging = _Staging(
         tree=tree,
+        # For `noarch: python` the installer moves `site-packages` and `python-scripts` to where
+        # python wants them.
         site_packages="site-packages" if wheel.is_pure else interpreter.site_packages,
         scripts="python-scripts" if wheel.is_pure else "bin",
         headers=f"include/python{interpreter.minor}/{wheel.name}",
@@ -75,6 +77,7 @@ def stage_wheel(
         for line in wheel.entry_points:
             staging.add_script(line)
     staging.finish()
+    # The tags already say what glibc it needs; only `linux_*` wheels are asked themselves.
     if wheel.is_pure or glibc_of_tags(wheel):
         return package
     binaries = [path for path in tree.rglob("*") if path.is_file() and is_elf(path)]
@@ -104,6 +107,7 @@ class _Staging(msgspec.Struct, kw_only=True):
     def place(self, name: str) -> str:
         """Return where a member of the wheel goes, relative to the tree."""
         parts = PurePosixPath(name).parts
+        # A backslash is a separator where packages are unpacked on Windows.
         if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
             message = f"{self.wheel.path} contains {name!r}, which points outside the environment"
             raise SpecError(message, hint="do not use that wheel")
@@ -120,6 +124,7 @@ class _Staging(msgspec.Struct, kw_only=True):
             message = f"{self.wheel.path} contains {name!r}, which is in no install scheme"
             raise SpecError(message, hint="build or download that wheel again")
         place = PurePosixPath(bases[parts[1]], *parts[2:])
+        # From the scheme `data`, whose root is the prefix.
         if place.parts[0] in ("info", "conda-meta"):
             message = f"{self.wheel.path} contains {name!r}, where conda keeps its own files"
             raise SpecError(message, hint="do not use that wheel")
@@ -145,6 +150,7 @@ class _Staging(msgspec.Struct, kw_only=True):
             )
             raise IntegrityError(message, hint="build or download that wheel again")
         is_script = place.startswith(f"{self.scripts}/")
+        # Zip files made on Windows have no modes, so scripts are made executable in any case.
         executable = is_script or (member.external_attr >> 16) & stat.S_IXUSR
         target.chmod(0o755 if executable else 0o644)
         if is_script and _point_to_python(target):
@@ -177,8 +183,10 @@ class _Staging(msgspec.Struct, kw_only=True):
         name = f"{dist_info}/INSTALLER"
         rows = {path: (hashed, size) for path, hashed, size in self.rows}
         rows[name] = (sha256_record(installer), str(len(installer)))
+        # RECORD lists itself without a hash (PEP 376): it cannot contain its own.
         rows[f"{dist_info}/RECORD"] = ("", "")
         text = io.StringIO()
+        # csv ends lines with CR LF if it is not told otherwise.
         writer = csv.writer(text, lineterminator="\n")
         for path in sorted(rows):
             writer.writerow((self._as_recorded(path), *rows[path]))

@@ -55,6 +55,7 @@ class Backend:
 
     def make_wheel(self, target: Path) -> Finished:
         """Have it make a wheel in a folder; what it said is in `stdout`."""
+        # Must be new: a wheel of an earlier run in it would count as made.
         target.mkdir()
         return self._call(lambda hooks: hooks.build_wheel(str(target)))
 
@@ -78,6 +79,7 @@ class Backend:
             cwd: str | None = None,
             extra_environ: Mapping[str, str] | None = None,
         ) -> None:
+            # pyproject-hooks passes the name of the backend in these variables.
             environ = {**self.environ, **(extra_environ or {})}
             said.append(process.run_to_its_end(cmd, env=environ, cwd=Path(cwd or self.project)))
             if said[-1].returncode:
@@ -116,5 +118,6 @@ class Backend:
 def _name(line: str) -> str:
     try:
         return canonicalize_name(Requirement(line).name)
+    # Shown as it is: the line is the backend's, and its fault is not ours to report.
     except InvalidRequirement:
         return line

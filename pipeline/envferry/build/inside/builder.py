@@ -58,6 +58,7 @@ def main(request_path: str) -> None:
             conda_tied=tree.conda_tied,
             data=tuple(tree.data),
         )
+    # Not an error: the host starts over, with an empty prefix.
     except NotIncremental as reason:
         answer = BuildAnswer(tools=tools, why_from_scratch=str(reason))
     except PipelineError as error:
@@ -68,6 +69,7 @@ def main(request_path: str) -> None:
             hint="run it again with -v to see how far it got",
             exit_code=HostError.exit_code,
         )
+    # By words, since rattler and uv report ENOSPC as text and not as an OSError.
     if answer.error and any(words in answer.error for words in DISK_FULL):
         answer = BuildAnswer(
             error=f"no space left on the disk of the build ({request.prefix})",
@@ -107,6 +109,7 @@ def make_conda_half(request: BuildRequest, made: BuiltTree) -> CondaRecords:
     linked = link_conda_packages(request)
     made.conda_warnings += linked.warnings
     records = CondaRecords.read(Path(request.prefix))
+    # Before the wheels: scripts expect the packages of conda alone, as at conda's own install.
     made.conda_warnings += run_link_scripts(records, linked.linked, say)
     made.conda_warnings += describe_pre_link_scripts(records)
     made.conda_warnings += describe_conda_overlaps(records)
@@ -159,6 +162,7 @@ def place_data(prefix: Path, request: BuildRequest, made: BuiltTree) -> Iterator
             message = f"{item.target} of `envferry: data:` leads out of the environment"
             raise SpecError(message, hint="give it another `path:`")
         shutil.copyfile(item.path, target)
+        # copyfile makes a file by the umask, which must not show.
         target.chmod(0o644)
         yield str((target.parent.resolve() / target.name).relative_to(prefix.resolve()))
 
@@ -234,6 +238,7 @@ def tidy(prefix: Path, scratch: Path) -> None:
     for folder in site_packages_folders(prefix):
         for path in folder.glob("*.dist-info/uv_cache.json"):
             forget_file(path)
+    # Before the look beside the prefix: the scratch folder lies there.
     shutil.rmtree(scratch)
     set_modes(prefix)
     if not prefix.is_dir() or not any(prefix.iterdir()):
@@ -250,6 +255,7 @@ def tidy(prefix: Path, scratch: Path) -> None:
 def set_modes(prefix: Path) -> None:
     """Give every file and directory the mode that it has in an archive, whatever the umask was."""
     for directory, folders, names in os.walk(prefix):
+        # os.walk lists links to folders among `folders`; it does not enter them.
         for path in (Path(directory), *(Path(directory, name) for name in (*folders, *names))):
             found = path.lstat().st_mode
             if stat.S_ISLNK(found):

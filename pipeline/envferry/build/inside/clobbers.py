@@ -104,6 +104,7 @@ def find_overlaps(written: Written) -> dict[str, list[WheelFile]]:
     return {
         file: [wheel for _, wheel in held]
         for file, held in holders.items()
+        # Equal files do not conflict, whoever writes last.
         if len({checksum for checksum, _ in held}) > 1
     }
 
@@ -116,6 +117,7 @@ def written_files(wheel: WheelFile, records: CondaRecords) -> dict[str, int]:
     for file, checksum in wheel_files(wheel, records.site_packages).items():
         folder, _, name = file.rpartition("/")
         if folder not in landing:
+            # Once for each folder: realpath asks the file system for every part of a path.
             landing[folder] = os.path.relpath(os.path.realpath(f"{top}/{folder}"), top)
         files[f"{landing[folder]}/{name}".removeprefix("./")] = checksum
     return files
@@ -159,6 +161,7 @@ def archived_files(archive: zipfile.ZipFile, folders: Mapping[str, str]) -> dict
         if member.filename.startswith("/") or ".." in parts or not parts:
             message = f"its file {member.filename} points outside the environment"
             raise ValueError(message)
+        # Schemes of the wheel format: NAME.data/SCHEME/PATH.
         if parts[0].endswith(".data") and len(parts) > 2:
             place = folders.get(parts[1], usual) + "/".join(parts[2:])
         else:
@@ -168,6 +171,7 @@ def archived_files(archive: zipfile.ZipFile, folders: Mapping[str, str]) -> dict
             raise ValueError(message)
         files[place] = member.CRC
         if parts[-1] == "RECORD" and parts[0].endswith(".dist-info"):
+            # Checksum 0 in every wheel: two of them never differ in these files.
             files |= {f"{usual}{parts[0]}/{name}": 0 for name in WRITTEN_BESIDE_RECORD}
         if parts[-1] == "entry_points.txt" and parts[0].endswith(".dist-info"):
             files |= entry_points(archive.read(member).decode(errors="replace"))

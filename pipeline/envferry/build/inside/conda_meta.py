@@ -45,6 +45,7 @@ class CondaRecords:
     def site_packages(self) -> str:
         """Where Python packages are, relative to the prefix; CEP 17 lets python say so."""
         for record in self.records.values():
+            # conda-forge's python without the GIL says `lib/python3.13t/site-packages`.
             if record["name"] == "python" and record.get("python_site_packages_path"):
                 return str(record["python_site_packages_path"])
         return f"lib/python{self.python_minor}/site-packages"
