@@ -131,7 +131,7 @@ def load_policy(text: str) -> LoadedPolicy:
 
 
 def load_license_policy(path: Path) -> LicensePolicy:
-    """Return what a policy file says of licences; raise as `load_policy` does, and for nothing."""
+    """Return what a policy file says of licences; raise SpecError where it has none."""
     # With `./` before it, a file that is called `high` is not taken for the level.
     found = load_policy(f"./{path}" if path.parent == Path() else str(path)).policy.licenses
     if found is None:
