@@ -58,6 +58,8 @@ REPLACEABLE_BYTES = 1 << 16
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+# EPERM is Linux's answer on file systems without hard links (link(2)); EMLINK: the file has as
+# many names as the file system allows.
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -115,7 +117,9 @@ class DirectoryStore(msgspec.Struct, frozen=True):
     def read_into(self, key: str, offset: int, memory: memoryview) -> None:
         """Fill memory with a part of a file, and let the disk fetch as much again."""
         with self._explained(key), self._opened(key) as descriptor:
+            # A read may return less than was asked for (read(2)): hence the loop.
             size, filled = os.fstat(descriptor).st_size, 0
+            # The next piece is read from the disk while this one is hashed.
             os.posix_fadvise(descriptor, offset + len(memory), len(memory), os.POSIX_FADV_WILLNEED)
             while filled < len(memory):
                 count = os.preadv(descriptor, [memory[filled:]], offset + filled)
@@ -165,6 +169,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
             found = self.stat(key)
             if (found.version if found else None) != expected:
                 raise LostRace.at(key, self.root)
+            # By rename: readers, who take no lock, see the old value or the new one.
             write_bytes(self._path(key), data)
         return xxhash.xxh3_128_hexdigest(data)
 
@@ -206,6 +211,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         found = list(self.list_unfinished(prefix))
         dead = [one for one in found if one.modified.timestamp() <= before]
         for one in dead:
+            # Not `delete`: the names are hidden, and no keys.
             self._remove(self.root / one.key, prefix)
         return len(dead)
 

@@ -22,6 +22,7 @@ def read_fully(descriptor: int, offset: int, length: int) -> bytes:
         pieces.append(piece)
         offset += len(piece)
         length -= len(piece)
+    # One call answers nearly every read; a join would copy the whole answer.
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
@@ -40,6 +41,7 @@ def list_folder(top: Path, prefix: str) -> Iterator[Listed]:
         return
     with entries:
         for entry in entries:
+            # Temporary files, journals and the lock: `check_key` allows no such names.
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
@@ -68,6 +70,8 @@ def modified_time(status: os.stat_result) -> datetime:
 
 def stamp_of(status: os.stat_result) -> str:
     """Return what differs when a file was replaced: each replacement is a file of its own."""
+    # The time alone would not do: file systems tick every few milliseconds, and a value that is
+    # replaced within one tick keeps it. The new file is made beside the old: its inode differs.
     return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
 
 

@@ -10,6 +10,8 @@ import ctypes
 import errno
 import os
 
+# os.posix_fallocate takes no mode, and where the file system cannot allocate, glibc emulates
+# it by writing to every block.
 LIBC = ctypes.CDLL(None, use_errno=True)
 ZERO_RANGE = 0x10
 """FALLOC_FL_ZERO_RANGE of fallocate(2): ext4, xfs and btrfs note that the room holds zeros.
@@ -39,4 +41,6 @@ def allocate(descriptor: int, size: int) -> None:
 
 def allocated_bytes(status: os.stat_result) -> int:
     """Return how much of the disk a file has; less than its size where it has holes."""
+    # stat(2) counts in units of 512 bytes, whatever the file system's block size. The last block
+    # may reach beyond the end of the file, hence the minimum.
     return min(status.st_blocks * 512, status.st_size)

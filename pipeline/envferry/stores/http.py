@@ -96,6 +96,7 @@ class HttpStore:
         def ask() -> Stat:
             with self._response(key, {}, method="HEAD") as response:
                 length = response.headers.get("Content-Length")
+                # An ETag is optional (RFC 9110, 8.8.3); a date does, as nothing is replaced here.
                 modified = response.headers.get("Last-Modified", "")
                 version = response.headers.get("ETag", modified)
                 # The length of a compressed answer says nothing about the file.
@@ -119,6 +120,7 @@ class HttpStore:
         """Ask for one byte: with that, a server that makes its answers as it goes says the size."""
         url = f"{self.base}/{key}"
         try:
+            # Content-Range has the whole size behind its slash: `bytes 0-0/SIZE` (RFC 9110, 14.4).
             with self._response(key, {"Range": "bytes=0-0"}) as response:
                 self._refuse_encoding(key, response)
                 _, _, size = response.headers.get("Content-Range", "").partition("/")
@@ -148,7 +150,9 @@ class HttpStore:
 
     def _read_once(self, key: str, offset: int, length: int | None) -> bytes:
         headers = {}
+        # Not for a whole value: servers that know no ranges can still send that.
         if offset or length is not None:
+            # The last byte is included (RFC 9110, 14.1.2), hence the one less.
             last = "" if length is None else str(offset + length - 1)
             headers["Range"] = f"bytes={offset}-{last}"
         with self._response(key, headers) as response:
@@ -225,6 +229,7 @@ def _time(header: str) -> datetime | None:
 def finish_response(response: urllib3.BaseHTTPResponse, method: str) -> None:
     """End an answer; one without a body, or with a short one, leaves its connection to the next."""
     length = response.headers.get("Content-Length", "")
+    # To read a few bytes costs less than a new connection; to read a long rest costs more.
     if method == "HEAD" or (length.isdecimal() and int(length) <= SHORT_BYTES):
         response.drain_conn()
     # What was read to its end has given its connection back: this closes others.
@@ -233,6 +238,7 @@ def finish_response(response: urllib3.BaseHTTPResponse, method: str) -> None:
 
 def _refused(url: str, way: str, response: urllib3.BaseHTTPResponse) -> Exception:
     status, message = response.status, f"{url} is refused{way} (HTTP {response.status})"
+    # 410 Gone (RFC 9110, 15.5.11) is what a server may say of files that were removed.
     if status in (404, 410):
         return NotFound(f"{url} does not exist", hint="check the registry's URL and the name")
     if status == 407:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 def reader_into(store: ReadableStore, key: str) -> Callable[[int, memoryview], None] | None:
     """Return what fills memory with the bytes of a value from an offset; None for servers."""
+    # Of `disk`, not of `store`: a wrapper that reads in another way has none, so nothing is read
+    # past it.
     return partial(disk.read_into, key) if (disk := store.disk) else None
 
 
@@ -29,6 +31,7 @@ def require_room(store: ReadableStore, values: Mapping[str, int], what: str) -> 
     if (disk := store.disk) is None:
         return
     root = disk.root
+    # What is on the disk can be larger than the value: it never counts for more.
     there = sum(min(size, _arrived_bytes(root, key)) for key, size in values.items())
     require_space(root, sum(values.values()) - there, what)
 
@@ -38,6 +41,7 @@ def _arrived_bytes(root: Path, key: str) -> int:
     path, taken = root / key, 0
     # `.KEY.partial`, or `KEY.part001` of a registry in parts.
     for name in path.parent.glob(f"*{path.name}*"):
+        # Its transfer may end, and rename the file, between the listing and this look.
         with suppress(FileNotFoundError):
             taken += allocated_bytes(name.stat())
     return taken

@@ -15,6 +15,7 @@ from envferry.errors import UsageError
 if TYPE_CHECKING:
     from envferry.stores.port import Store
 
+# RFC 3986, 3.2, without userinfo: a name, or an IPv6 address in brackets, and a port.
 PLAIN_AUTHORITY = re.compile(r"([^@:?#\[\]]*|\[[0-9A-Fa-f:.]+\])(:\d+)?")
 HTTP, OCI = ("http", "https"), ("oci", "oci+http", "oci+https")
 KINDS = "a directory, s3://BUCKET/PREFIX, oci://HOST/REPOSITORY, or https://HOST/PATH to read only"
@@ -52,6 +53,8 @@ def require_public(url: str) -> None:
     if scheme == "s3" and not urlsplit(url).netloc:
         message = f"{url} names no bucket"
         raise UsageError(message, hint="write s3://BUCKET/PREFIX")
+    # Opening sends nothing in these two, and checks the form of host and repository. S3 would want
+    # the AWS configuration of this machine, which says nothing about the others.
     if scheme in (*HTTP, *OCI):
         open_store(url)
 
@@ -63,6 +66,7 @@ def _scheme_of(url: str) -> str:
         message = "the registry's URL is empty"
         raise UsageError(message, hint=f"a registry is {KINDS}")
     if not separator:
+        # A path may hold any text: only what is nearly a URL is refused.
         _refuse_almost_urls(url)
         return ""
     if scheme not in ("file", "s3", *HTTP, *OCI):
@@ -90,8 +94,10 @@ def _local_path(url: str) -> Path:
 
 
 def _open_directory(root: Path) -> Store:
+    # Each kind is imported where it is opened: a host loads the libraries of one store only.
     from envferry.stores.directory import DirectoryStore
 
+    # The marker file of an image layout (OCI image specification, image-layout.md).
     if (root / "oci-layout").is_file():
         return _open_layout(root)
     if not (root / "v1/split.json").is_file():
@@ -99,6 +105,7 @@ def _open_directory(root: Path) -> Store:
     from envferry.base.json import from_json
     from envferry.stores.split import MARKER, SplitMarker, SplitStore
 
+    # The marker is small, so it lies whole in the store that is to be wrapped.
     store = DirectoryStore(root)
     marker = from_json(store.read(MARKER), SplitMarker, f"{MARKER} in {root}")
     return SplitStore(store, marker.part_bytes)

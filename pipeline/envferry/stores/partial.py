@@ -86,6 +86,7 @@ class PartialFile(msgspec.Struct):
 
         The journal goes last, for it is the lock.
         """
+        # The size belongs to it: with another one, the same numbers name other bytes.
         subject = f"{self.token} {PIECE_BYTES}"
         found = read_journal(self.journal)
         if found and found.subject == subject and self.path.exists():
@@ -97,17 +98,20 @@ class PartialFile(msgspec.Struct):
             self.path.unlink(missing_ok=True)
             # Emptied, not removed: it is the lock that the caller holds.
             self.journal.write_bytes(b"")
+        # Without O_TRUNC: the pieces of the earlier run are in it.
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         self.notes = LineJournal(self.journal, subject)
         try:
             yield
         finally:
+            # Before the lock's file goes: a thread that is left behind fails, and notes nothing.
             self.notes.close()
             for descriptor in (self.descriptor, *self.writers.values()):
                 os.close(descriptor)
             # A thread that an interrupt left behind must not write elsewhere.
             self.writers.clear()
             self.descriptor = -1
+            # Nothing to resume: named, refused, or broken off before the first piece.
             if not self.pieces:
                 self.path.unlink(missing_ok=True)
                 self.journal.unlink(missing_ok=True)
@@ -118,6 +122,7 @@ class PartialFile(msgspec.Struct):
         `what` is what errors call the transfer.
         """
         there = os.fstat(self.descriptor)
+        # Allocated blocks, not the length: a file with holes takes its room only as it is filled.
         require_space(self.target.parent, self.size - allocated_bytes(there), what)
         # Only a new file: FALLOC_FL_ZERO_RANGE would wipe the pieces that are there.
         if not there.st_size:
@@ -160,6 +165,7 @@ class PartialFile(msgspec.Struct):
     ) -> None:
         """Read and hash in this thread, while a piece is in its core's cache; others write it."""
         fast, strong = xxhash.xxh3_128(), blake3()
+        # O_DIRECT wants memory that starts on a page; the few buffers are used again and again.
         buffers = [aligned_buffer(PIECE_BYTES) for _ in range(min(BUFFERS, self.count))]
         writing: list[Future[None] | None] = [None] * len(buffers)
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool:
@@ -170,6 +176,7 @@ class PartialFile(msgspec.Struct):
                     before.result()
                 offset, length = self.extent(number)
                 data, writing[slot] = buffers[slot][:length], None
+                # Either way the hashes below see it: the digests are those of the whole.
                 if self._load(number, data):
                     advance(length)
                 else:
@@ -241,11 +248,13 @@ class PartialFile(msgspec.Struct):
 
     def _writer(self) -> int:
         thread = threading.get_ident()
+        # No lock: each thread looks up and sets its own key only.
         if thread not in self.writers:
             self.writers[thread] = os.open(self.path, os.O_WRONLY)
         return self.writers[thread]
 
     def _note(self, number: int, data: memoryview) -> None:
+        # Of the memory, not of the disk: a piece that the disk lost then fails to match.
         digest = xxhash.xxh3_128_hexdigest(data)
         assert self.notes is not None
         self.notes.note(f"{number} {digest}")

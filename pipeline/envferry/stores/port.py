@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from envferry.stores.source import ContentSource
 
+# No dot first: that excludes `..`, and leaves hidden names to temporary files and locks.
 KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 
 
@@ -314,6 +315,7 @@ def stat_whole(store: ReadableStore, key: str) -> Stat | None:
 def check_key(key: str) -> str:
     """Return `key` when every store can hold it and it stays inside; raise UsageError otherwise."""
     if not all(KEY_PART.fullmatch(part) for part in key.split("/")):
+        # The key is shown by `repr`: it may hold control characters.
         fault = "a part of it is empty or begins with a character that is not allowed"
         message = f"{key!r} cannot be a key in a registry: {fault}"
         raise UsageError(message)

@@ -71,6 +71,7 @@ def in_order(pool: Workers, obtain: Callable[[int], T], count: int, ahead: int) 
     waiting: deque[Future[T]] = deque()
     for number in range(count):
         waiting.append(pool.submit(obtain, number))
+        # This bounds the memory: nothing more is asked for before the oldest answer is taken.
         if len(waiting) == ahead:
             yield waiting.popleft().result()
     while waiting:

@@ -53,6 +53,7 @@ class ContentSource(msgspec.Struct, frozen=True, kw_only=True):
         return ContentSource(
             name=self.name,
             size=size,
+            # Each part is taken up on its own, and must not take another's pieces for its own.
             token=f"{self.token}.{number}",
             read_at=lambda offset, length: read_at(start + offset, length),
             read_into=read_into and (lambda offset, memory: read_into(start + offset, memory)),
@@ -69,6 +70,7 @@ class ContentSource(msgspec.Struct, frozen=True, kw_only=True):
 
     def require(self, fast: str, strong: str) -> None:
         """Raise IntegrityError unless these digests are the right ones."""
+        # Without known digests each is compared with itself: `watch` alone has decided.
         expected = self.digests or (fast, strong)
         for algorithm, digest, wanted in zip(
             ("XXH3-128", "BLAKE3"), (fast, strong), expected, strict=True

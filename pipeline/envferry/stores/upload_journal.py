@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# S3 numbers at most 10,000 parts. The quotes are part of an ETag (RFC 9110, 8.8.3), which goes
+# back to the server as it came.
 PART_LINE = re.compile(r'([0-9]{1,5}) ([0-9a-f]{32}) ("?[\w-]{1,100}"?)')
 
 
@@ -52,8 +54,10 @@ class UploadJournal(msgspec.Struct):
             named = decode_json(found.subject, _Upload)
         except msgspec.MsgspecError:
             return None
+        # Another bucket, key or number of parts: that upload's parts are cut in another way.
         if named.target != target:
             return None
+        # A line that does not match is no error: its part is sent again.
         matches = (PART_LINE.fullmatch(line) for line in found.lines)
         self.parts = {int(match[1]): (match[2], match[3]) for match in matches if match}
         self._open(found.subject)
@@ -61,6 +65,7 @@ class UploadJournal(msgspec.Struct):
 
     def begin(self, target: str, upload_id: str) -> None:
         """Note a new upload."""
+        # `resume` may have read the parts of an upload that is gone: the new one has none of them.
         self.parts = {}
         # On one line, as each note of a journal is; `to_json` writes several.
         self._open(json.dumps({"target": target, "upload": upload_id}))

@@ -15,6 +15,7 @@ from envferry.stores.s3.multipart import Unreachable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# Amazon's rules for bucket names; they only choose a hint, since other servers allow more.
 USUAL_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 NAMES_HINT = "buckets have 3 to 63 lower-case letters, digits, dots and hyphens: s3://BUCKET/PREFIX"
 NO_BUCKET = ("NoSuchBucket", "InvalidBucketName")
@@ -30,6 +31,8 @@ REFUSED_CREDENTIALS = frozenset(
         "TokenRefreshRequired",
     }
 )
+# The status stands in for the code where an answer has no body, as to HEAD. S3 answers 409 when
+# another conditional write of the same key is under way.
 CONFLICTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 ABSENT = frozenset({"NoSuchKey", "404", "NotFound", "NoSuchUpload"})
 NOT_IMPLEMENTED = 501
@@ -102,6 +105,7 @@ def with_fields(value: object, what: str) -> object:
     """Return a value of an answer, with `Fields` for all that has names in it."""
     if isinstance(value, dict):
         return Fields(value, what)
+    # botocore's lists of parts or objects: their entries are answers of the server as well.
     if isinstance(value, list):
         return [with_fields(item, what) for item in value]
     return value
@@ -184,6 +188,7 @@ def _access(answer: ErrorAnswer, asked: RequestedObject) -> StoreError | None:
         return StoreError(message, hint=CREDENTIALS_HINT)
     if code in NO_BUCKET:
         message = f"the bucket {asked.bucket} does not exist at {asked.endpoint}"
+        # A name that Amazon does not allow is the likely reason, so the hint is about names.
         is_usual = USUAL_NAME.fullmatch(asked.bucket)
         hint = "create it, or check --registry and AWS_ENDPOINT_URL_S3"
         return StoreError(message, hint=hint if is_usual else NAMES_HINT)
@@ -217,6 +222,7 @@ def _failure(answer: ErrorAnswer, asked: RequestedObject) -> StoreError:
         kind = NotOffered
     elif answer.code in UNSUPPORTED:
         kind = Unsupported
+    # Callers keep the parts of an upload on Unreachable, and give them up on any other error.
     elif answer.is_transient or answer.status >= 500:
         kind = Unreachable
     what = f"{asked.endpoint} failed for {asked.key} in {asked.url}"

@@ -62,6 +62,7 @@ NEVER_REACHED = (
 )
 CONDITIONS = ("IfNoneMatch", "IfMatch")
 NO_CONTENT, NOT_FOUND = 204, 404
+# An answer to HEAD has no body (RFC 9110, 9.3.2), which is where S3 says the reason.
 UNSAID = (301, 307, 400, 401, 403)
 """Statuses with which servers answer HEAD for several reasons."""
 PROOFS = {
@@ -198,6 +199,7 @@ class S3Calls:
     def _reason_of(self, parameters: dict[str, Any]) -> boto_errors.ClientError | None:
         """Ask for the first byte of an object, and return the error if that is one."""
         try:
+            # Only an error is of interest: unread, the body would keep its connection.
             close_body(self.client.get_object(**parameters, Range="bytes=0-0"))
         except boto_errors.ClientError as error:
             return error
@@ -269,8 +271,10 @@ def _config(addressing: str, proxies: dict[str, str] | None = None) -> Config:
     return Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
+        # One attempt in all: two policies, one inside the other, would multiply.
         retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=CONNECTIONS,
+        # botocore's own default since 1.36 may send checksums as trailers: see `checksums`.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         proxies=proxies,
@@ -283,6 +287,7 @@ def _is_answer(operation: str, answer: dict[str, Any]) -> bool:
     metadata = answer.get("ResponseMetadata", {})
     headers = metadata.get("HTTPHeaders", {})
     is_html = str(headers.get("content-type", "")).startswith("text/html")
+    # An answer without a body is no page, whatever its type says.
     is_empty = metadata.get("HTTPStatusCode") == NO_CONTENT or headers.get("content-length") == "0"
     is_page = is_html and not is_empty
     return not is_page and PROOFS.get(operation, "ResponseMetadata") in answer

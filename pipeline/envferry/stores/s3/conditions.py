@@ -33,6 +33,7 @@ def require_conditions(calls: Calls, bucket: str, prefix: str) -> None:
     Some ignore conditions without a word: then nothing would be written once. Who may write
     nothing below `v1/` is let through: the write itself will tell.
     """
+    # Random, so that two commands do not probe with the same object.
     target = {"Bucket": bucket, "Key": f"{prefix}{PROBE}{os.urandom(6).hex()}"}
     try:
         etag = _put(calls, target, "If-None-Match", {"IfNoneMatch": "*"})
@@ -51,6 +52,7 @@ def require_conditions(calls: Calls, bucket: str, prefix: str) -> None:
                 message = f"the server of s3://{bucket} ignores {header}: it overwrites"
                 msg = f"{message} what exists"
                 raise IgnoresConditions(msg, hint=HINT)
+    # Also when the server fails the test: the object would be listed as a value.
     finally:
         _remove(calls, target)
 

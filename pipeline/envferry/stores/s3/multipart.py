@@ -31,6 +31,7 @@ LEAST_PART = 5 << 20
 """What S3 allows for every part but the last."""
 MOST_PARTS = 10_000
 """What S3 allows for one object."""
+# S3's limit of one part.
 LARGEST_PART = 5 << 30
 UPLOAD_THREADS = 4
 """Each holds one part in memory."""
@@ -112,6 +113,7 @@ def _begin(
     calls: Calls, target: dict[str, str], journal: UploadJournal, count: int
 ) -> dict[str, str]:
     """Take up an upload, or begin one; return what names it."""
+    # The number of parts is part of it: cut in another way, the same numbers are other bytes.
     place = f"{target['Bucket']}/{target['Key']} {count}"
     upload_id = journal.resume(place)
     known = {**target, "UploadId": upload_id or ""}
@@ -177,6 +179,7 @@ def _cut(start: int, end: int, length: int) -> list[tuple[int, int, KnownRange |
     """Cut a run into equal lengths; none is shorter than a part may be, unless the run is."""
     if end <= start:
         return []
+    # As many parts as needed, then equal ones: a short rest could be below S3's least part.
     count = -(-(end - start) // length)
     step = -(-(end - start) // count)
     return [(at, min(at + step, end), None) for at in range(start, end, step)]
@@ -236,6 +239,7 @@ def _copy_part(calls: Calls, where: dict[str, Any], known: KnownRange) -> dict[s
         log.info("sent, not copied: %s", error)
         return None
     copied = answer["CopyPartResult"]
+    # A server without checksums names none.
     sums = {FIELD: copied[FIELD]} if FIELD in copied else {}
     return {"PartNumber": where["PartNumber"], "ETag": copied["ETag"], **sums}
 
@@ -256,6 +260,7 @@ def _is_alive(calls: Calls, upload: dict[str, str], *, has_parts: bool) -> bool:
     connection on who sends it more.
     """
     try:
+        # One part is enough to know: the journal says which have arrived.
         answer = calls("list_parts", **upload, MaxParts=1)
     except Unreachable:
         raise
