@@ -169,6 +169,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return self.requirement
         places = (TRUSTED_DIR.parent, self.trusted_dir.parent)
         files = (place / REQUIREMENT_FILE for place in places)
+        # `lexists`: a link that leads nowhere still says that signatures are required.
         return next((str(file) for file in files if os.path.lexists(file)), None)
 
 
@@ -195,6 +196,8 @@ def acting_user() -> str:
     except KeyError:  # a container without a passwd entry
         user = f"uid {os.geteuid()}"
     asked = os.environ.get("SUDO_USER", "")
+    # Every user can set the variable, and what it says goes into histories and statements. The
+    # backslash is for names of a Windows domain: DOMAIN\user.
     is_name = re.fullmatch(r"[A-Za-z0-9_.@\\-]{1,64}", asked)
     return f"{asked} as {user}" if is_name and asked != user else user
 

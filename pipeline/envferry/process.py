@@ -36,6 +36,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 """Runs a module of ours. `-m` would search the working directory first, and Python 3.10 has no `-P`
 against that; `-I` would lose the hash seed of a build."""
+# With `sh -c`, the first word after the script is $0: here the file, not a program's name.
 OUTPUT_TO_FILE = 'exec "$@" >"$0" 2>&1'
 STOP_SECONDS = 10
 LONGEST_SHOWN = 3
@@ -94,6 +95,8 @@ def run_to_its_end(
     `run` would wait until the last process that holds its output has ended.
     """
     with tempfile.NamedTemporaryFile("r", errors="replace") as output:
+        # The redirection closes our pipes in the program and in all that it starts: `communicate`
+        # sees their end as soon as this one process has ended, whatever it leaves running.
         words = ("/bin/sh", "-c", OUTPUT_TO_FILE, output.name, *argv)
         finished = run(words, env=env, cwd=cwd, check=False)
         return Finished(returncode=finished.returncode, stdout=output.read(), stderr="")
@@ -112,6 +115,8 @@ def run_until_caller_ends(
     """
     reading, writing = os.pipe()
     try:
+        # The writing end is not inherited (PEP 446): ours is the only one, so the program's stdin
+        # ends with this process, even after SIGKILL.
         child = _start([str(word) for word in argv], env=env, stdin=reading, show=show)
         return _finish(child, check=check)
     finally:
@@ -125,6 +130,7 @@ def feed(argv: Sequence[str | Path], chunks: Iterable[bytes]) -> Finished:
     Raises ToolFailed when it fails, however much it has read, and what making the bytes raises.
     """
     reading, writing = os.pipe()
+    # Unbuffered: closing it after a broken pipe must not flush, and so fail, once more.
     with os.fdopen(writing, "wb", buffering=0) as stream:
         try:
             child = _start([str(word) for word in argv], stdin=reading, show=False)
@@ -133,6 +139,7 @@ def feed(argv: Sequence[str | Path], chunks: Iterable[bytes]) -> Finished:
         try:
             with suppress(BrokenPipeError):  # it says itself why it ended
                 for chunk in chunks:
+                    # A raw stream may take less than it is given.
                     view = memoryview(chunk)
                     while view:
                         view = view[stream.write(view) :]
@@ -180,6 +187,7 @@ def _cannot_start(words: list[str], env: Mapping[str, str] | None, error: OSErro
     if error.errno != errno.E2BIG:
         return ToolFailed(message, hint="run `envferry doctor` to see what is missing")
     # Of words such as `NAME=VALUE` the name says enough, and a value may be a secret.
+    # execve(2) counts arguments and variables together, and also limits each single one.
     named = [(name, len(os.fsencode(text))) for name, text in (env or os.environ).items()]
     named += [(word.partition("=")[0][:60], len(os.fsencode(word))) for word in words]
     longest = sorted(named, key=lambda item: -item[1])[:LONGEST_SHOWN]
@@ -288,6 +296,7 @@ def failure(words: Sequence[str], returncode: int, stdout: str, stderr: str) -> 
     """Describe a failed program by the last lines that it printed."""
     lines = (stderr.strip() or stdout.strip()).splitlines()[-ERROR_LINES:]
     ended = f"exited with {returncode}"
+    # How `subprocess` says that a signal ended a program.
     if returncode < 0:
         ended = f"was killed by signal {-returncode}"
     message = "\n".join([f"{words[0]} {ended}", *("  " + line for line in lines)])
@@ -310,6 +319,7 @@ def replace_process(argv: Sequence[str], environ: Mapping[str, str]) -> NoReturn
     Raises ToolFailed when it cannot be started.
     """
     log.info("+ exec %s", shlex.join(argv))
+    # What Python has buffered would be lost with this process's memory.
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     # Python ignores these, and a program would inherit that.

@@ -45,10 +45,12 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
         """Return the worker's answer to a request; raise ToolFailed when it left none."""
         request_path, answer_path = self.scratch / "request.json", self.scratch / "answer.json"
         request_path.write_bytes(msgspec.json.encode(request))
+        # Two calls may share a scratch: the answer to the first is not one to the second.
         answer_path.unlink(missing_ok=True)
         words = (*process.our_module(self.module), str(request_path), str(answer_path))
         environ = child_environ() if self.environ is None else self.environ
         finished = process.run(words, env=environ, cwd=self.scratch, check=False)
+        # An answer appears only when it is whole, so it counts whatever the exit status says.
         if answer_path.exists():
             return decode_json(answer_path.read_bytes(), answer)
         if self.explain:
@@ -73,6 +75,7 @@ def end_with_caller() -> None:
 def _wait_for_end() -> None:
     while os.read(0, 4096):
         pass
+    # Only the main thread runs Python's signal handlers: this makes it raise KeyboardInterrupt.
     os.kill(os.getpid(), signal.SIGINT)
     threading.Event().wait(GRACE_SECONDS)
     os._exit(EXIT_INTERRUPTED)
@@ -85,6 +88,7 @@ def answer_request(request: type[Q], work: Callable[[Q, Path], msgspec.Struct]) 
     unfinished = answer_path.with_suffix(".unfinished")
     unfinished.write_bytes(msgspec.json.encode(answer))
     unfinished.replace(answer_path)
+    # os._exit neither flushes nor waits for threads that a library has left running.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

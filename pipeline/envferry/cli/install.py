@@ -202,6 +202,7 @@ def modulefile_directory(told: str | None) -> Path | None:
     if told:
         return Path(told)
     set_up = settings().modulefile_dir
+    # The option alone gives an empty text: wanted, at the place of the settings.
     if told is not None and set_up is None:
         message = "--modulefile names no directory, and no setting does"
         raise UsageError(
@@ -222,6 +223,7 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
     if options.dry_run:
         message = "--mount has no --dry-run"
         raise UsageError(message, hint="leave one of the two out")
+    # Before anything is fetched or made for it.
     require_right_to_mount()
     place = Path(options.ref)
     if place.suffix == IMAGE_SUFFIX and not place.exists():

@@ -157,6 +157,7 @@ class LazyGroup(click.Group):
             mute_streams()
             ctx.exit(EXIT_INTERRUPTED)
         except ModuleNotFoundError as error:
+            # A module of ours that is missing is a bug, which a traceback explains better.
             if not error.name or error.name.partition(".")[0] == "envferry":
                 raise
             message = f"this command needs {error.name}, which is not installed"
@@ -259,6 +260,7 @@ def open_streams() -> None:
 
 def mute_streams() -> None:
     """Discard the output: its reader has gone."""
+    # Python flushes at its exit, and would meet the broken pipe again (docs of `signal`).
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())

@@ -85,6 +85,8 @@ def namespace_command(home: EnvHome, id_: str) -> tuple[str, ...]:
     """
     link = str(Path(HOME, home.name, id_))
     script = str(Path(mount_namespace.__file__))
+    # The script needs the standard library only: neither the variables of Python nor packages
+    # of this host have a say.
     words = (sys.executable, "-I", "-S", script, str(home.envs_dir), home.name, link)
     # As the checks will be: the Python of this host may need variables that they do not get.
     tried = run_check(words, str(home.link))
@@ -131,6 +133,7 @@ def name_aside(home: EnvHome) -> Path | None:
     if home.has_link or (not home.link.exists() and not home.link.is_symlink()):
         return None
     number = 1
+    # `exists` is false for a link that leads nowhere, which is in the way all the same.
     while (aside := home.envs_dir / f"{home.name}.before-{number}").exists() or aside.is_symlink():
         number += 1
     return aside
@@ -159,6 +162,7 @@ def roll_back(
             raise TargetOccupied(message, hint="move it aside first")
         if not dry_run:
             if installation.mounted:
+                # Mounts do not outlive a reboot.
                 mount(home.image(wanted), home.tree(wanted))
             home.make_current(wanted)
             note_event(home, actor, "current", wanted, "rollback")

@@ -112,6 +112,7 @@ def is_beside_a_record(path: Path) -> bool:
 def clear_tags(home: EnvHome) -> None:
     """Remove what killed commands left of the records of tags; these have no lock, so by age."""
     before = time.time() - TAG_SECONDS
+    # Eight characters are what `tempfile` makes up for a name.
     for path in (home.envs_dir / SEEN_DIRECTORY).glob(f".*-{home.name}@*.json.????????"):
         with suppress(FileNotFoundError):  # another command was faster
             if path.lstat().st_mtime < before:
@@ -133,6 +134,7 @@ def remove(path: Path) -> None:
     """Remove a leftover; what another user left is theirs to remove."""
     log.info("removing %s, left behind by an interrupted command", path)
     try:
+        # A mounted squashfs is read-only: nothing in it can be removed.
         unmount(path)
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)
@@ -144,6 +146,7 @@ def remove(path: Path) -> None:
 
 def clean_up_if_idle(home: EnvHome) -> None:
     """Clear up for a command that only reads, where this user may and no other command runs."""
+    # Without a lock file there was no change yet, and a command that only reads makes none.
     if home.lock_path.exists():
         with suppress(PipelineError, OSError), changing(home):
             pass

@@ -144,6 +144,7 @@ def _unfinished(target: Path) -> Iterator[Path]:
     if process.find_program("mksquashfs") is None:
         message = "mksquashfs is missing: it writes images"
         raise HostError(message, hint="install the system's squashfs-tools, 4.5 or newer")
+    # In the same directory: a rename is atomic within one file system only.
     partial = target.with_name(f".{target.name}.partial")
     partial.unlink(missing_ok=True)
     try:
@@ -160,6 +161,7 @@ def _unfinished(target: Path) -> Iterator[Path]:
 def _disk_is_full(error: ToolFailed, target: Path) -> HostError | None:
     """Return the error that a program's failure means, if what it wrote did not fit."""
     for number in (errno.ENOSPC, errno.EDQUOT):
+        # The exit status does not say why it failed; the C library's text in its message does.
         if os.strerror(number) in error.message:
             return cannot_write(OSError(number, os.strerror(number)), target)
     return None
@@ -190,7 +192,9 @@ def _append(path: Path, index_frame: bytes, installation: Installation) -> None:
         stream.write(index_frame + record)
         stream.write(FOOTER.pack(size, len(index_frame), len(record), MAGIC))
         stream.flush()
+        # Whatever the umask is.
         os.fchmod(stream.fileno(), 0o644)
+        # On the disk before it gets its name: after a crash no name stands for half an image.
         os.fsync(stream.fileno())
 
 
@@ -225,6 +229,7 @@ def _read_end(path: Path) -> ImageEnd:
                 message = f"{path} is not an image that envferry wrote, or it is not complete"
                 raise IntegrityError(message, hint=MAKE_AGAIN)
             system, frame_size, record_size, _ = FOOTER.unpack(footer)
+            # The parts fill the file exactly, so no read goes beyond it.
             if system + frame_size + record_size + FOOTER.size != total:
                 message = f"{path} has {total} bytes, which contradicts its end"
                 raise IntegrityError(message, hint=MAKE_AGAIN)

@@ -161,6 +161,7 @@ def put_back(tree: InstalledTree, staging: Path, faulty: set[str]) -> None:
     for entry in wrong:
         if entry.type != "directory":
             target = tree.root / entry.path
+            # rename(2) does not replace a directory by a file.
             if is_directory(str(target)):
                 remove_tree(target)
             (staging / entry.path).replace(target)

@@ -52,12 +52,14 @@ class ByteCode:
         source_hash = _imp.source_hash(int.from_bytes(header[:4], "little"), content)
         if flags == BY_HASH:
             return b"" if header[8:] == source_hash else None
+        # PEP 552 has 32 bits for each.
         time_and_size = (int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
         if time_and_size != (
             int.from_bytes(header[8:12], "little"),
             int.from_bytes(header[12:], "little"),
         ):
             return None
+        # Unchecked: Python takes it without comparing it with the source (PEP 552).
         return header[:4] + UNCHECKED_HASH.to_bytes(4, "little") + source_hash
 
 

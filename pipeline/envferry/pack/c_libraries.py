@@ -45,6 +45,7 @@ class CLibrary(msgspec.Struct, frozen=True):
     def is_tag(self, text: str) -> bool:
         """Whether a text has the form of this library's tags."""
         patterns = (
+            # `re.escape` puts backslashes before braces and hyphens, so before these, too.
             re.escape(tag)
             .replace(r"\{v\}", r"\d[\w.+-]*")
             .replace(r"\{v_\}", r"\d\w*")

@@ -135,6 +135,7 @@ def _containers(descriptor: int, position: int, end: int) -> Iterator[str]:
             continue
         last = min(position + header + length, end)
         yield from _entries(descriptor, position + header, last)
+        # Containers begin at multiples of eight bytes; zeros may fill the gap.
         position = last + -last % ALIGNMENT
 
 
@@ -159,5 +160,6 @@ def _find_magic(descriptor: int, position: int, end: int) -> int:
     while position < end and (piece := os.pread(descriptor, SEARCHED_BYTES, position)):
         if (found := piece.find(magic)) >= 0:
             return position + found
+        # Pieces overlap by three bytes, for a magic number that lies across their border.
         position += max(len(piece) - len(magic) + 1, 1)
     return end

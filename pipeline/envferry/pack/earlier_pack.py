@@ -90,6 +90,7 @@ class PackNotes:
         stem = f"{built.name}-{built.platform}"
         try:
             write_bytes(self.directory / f"{stem}-{written.index.id}.json", to_json(note))
+            # After the write: the new note is among those that are kept.
             for path in newest_first(self.directory, f"{stem}-{ANY_ID}.json")[NOTES_KEPT:]:
                 path.unlink(missing_ok=True)
         except OSError as error:

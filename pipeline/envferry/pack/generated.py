@@ -151,6 +151,7 @@ def conda_unpack(
 
 def moved_item(entry: FileEntry, prefix: str) -> Iterator[tuple[str, str, Any]]:
     """Yield what conda-unpack has to do to a file."""
+    # With the slash: /opt/env-2 is not below /opt/env.
     if (entry.link + "/").startswith(prefix + "/"):
         yield entry.path, "link", entry.link.removeprefix(prefix)
     elif entry.edits and entry.edits.text:

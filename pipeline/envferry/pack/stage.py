@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 FILES_SHOWN = 20
 WRITE_BYTES = 8 << 20
+# An archive's bytes depend on both: one rewrites records, the other compresses.
 TOOLS = ("conda-pack", "zstandard")
 
 
@@ -69,6 +70,7 @@ def pack_env(
         artifact = Artifact(
             directory=options.output_dir, manifest=describe(built, written, listing, options)
         )
+        # Only now: its name holds the id, which is known when all is written.
         staged.replace(artifact.archive_path)
         add_companions(artifact, built)
         if notes := find_notes(options):

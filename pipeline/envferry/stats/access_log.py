@@ -27,6 +27,7 @@ LONGEST_LINE = 64 << 10
 TIME = r"\[(?P<time>\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\]"
 REQUEST = r'"(?P<method>[A-Z]+) (?P<target>[^" ]+)(?: HTTP/[\d.]+)?"'
 ANSWER_SIZE = r"(?P<sent>\d{1,18}(?!\d)|-)"
+# `.*?` because the name of a user may hold blanks.
 COMMON = re.compile(rf"(?P<client>\S+) \S+ .*?{TIME} {REQUEST} (?P<status>\d{{3}}) {ANSWER_SIZE}")
 S3 = re.compile(
     rf"\S+ \S+ {TIME} (?P<client>\S+) \S+ \S+ \S+ \S+ {REQUEST} (?P<status>\d{{3}}) \S+ "
@@ -56,9 +57,11 @@ def read_log(path: Path) -> Iterator[LoggedRequest | None]:
     """
     try:
         with _opened(path) as stream:
+            # With a limit: a file that is no log may be one endless line.
             while line := stream.readline(LONGEST_LINE):
                 if line.strip():
                     yield parse_line(line.decode("utf-8", errors="replace"))
+    # Before OSError, of which BadGzipFile is a subclass.
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = f"{path} is not a gzip file, or is damaged: {error}"
         raise IntegrityError(message, hint="copy it again") from error
@@ -76,6 +79,7 @@ def parse_line(line: str) -> LoggedRequest | None:
         return None
     try:
         time = datetime.strptime(found["time"], TIME_FORMAT).astimezone(timezone.utc)
+    # The pattern lets the 99th of a month pass, and a year 1 whose UTC is before all years.
     except (ValueError, OverflowError):
         return None
     return LoggedRequest(

@@ -201,6 +201,7 @@ def _start(
     if not signed:
         message = f"{what}: none of the keys that this host trusts signed any version of it"
         raise IntegrityError(message, hint="name one with --trusted-key, after a check by hand")
+    # The versions before it need no proof: the anchor vouches for this one.
     return signed[-1]
 
 

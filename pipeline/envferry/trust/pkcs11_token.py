@@ -100,6 +100,7 @@ def open_token_key(name: str, ask: PassphrasePrompt) -> SigningKey:
     what = wanted.label or wanted.id.hex()
     pin = _read_pin(wanted.pin_source) if wanted.pin_source else ""
     try:
+        # In many tokens a private key is invisible before the login.
         session = _log_in(_find_token(wanted), pin, ask)
         which = {"label": wanted.label or None, "id": wanted.id or None}
         private = session.get_key(
@@ -132,6 +133,7 @@ def _log_in(token: Any, pin: str, ask: PassphrasePrompt) -> Any:  # noqa: ANN401
     try:
         return token.open(user_pin=pin or ask(f"the token {token.label}"))
     except UserAlreadyLoggedIn:
+        # A login counts for all sessions of a process with a token (PKCS #11, C_Login).
         return token.open()
 
 

@@ -310,6 +310,7 @@ def signers(
     message: bytes, signatures: Iterable[Signature], keys: Iterable[PublicKey]
 ) -> tuple[PublicKey, ...]:
     """Return those of `keys` that signed the message."""
+    # By the signature and not by its keyid, which proves nothing (DSSE).
     found = tuple(signatures)[:MOST_SIGNATURES]
     return tuple(key for key in keys if any(_is_by(key, message, one) for one in found))
 

@@ -98,6 +98,7 @@ def fault_of(finished: Finished) -> str:
     """Return in one line why a worker left no answer: the first exception that it names."""
     if finished.returncode == -signal.SIGALRM:
         return "it did not answer in time"
+    # Of chained exceptions Python prints the cause first.
     lines = [line for line in finished.stderr.splitlines() if FAULT.fullmatch(line)]
     return lines[0][:500] if lines else f"exit code {finished.returncode}"
 
@@ -193,6 +194,7 @@ def _verifier(root: str | None, scratch: Path) -> Verifier:
     return Verifier(trusted_root=TrustedRoot.from_file(str(path)))
 
 
+# The library's own AnyOf does not tell which of its policies held.
 class _AnyOf:
     """The library's policy for identities, for one of several."""
 

@@ -48,11 +48,13 @@ class AgentKey(msgspec.Struct, frozen=True):
     def fingerprint(self) -> str:
         """What `ssh-add -l` shows."""
         digest = base64.b64encode(bytes.fromhex(sha256_hex(self.blob))).decode()
+        # OpenSSH leaves the padding out.
         return f"SHA256:{digest.rstrip('=')}"
 
     @property
     def raw(self) -> bytes:
         """The 32 bytes of the public key; empty for another kind of key."""
+        # Type, then key (RFC 8709, 4).
         fields = list(_strings(self.blob))
         return fields[1] if len(fields) == 2 and fields[0] == KEY_TYPE else b""
 
@@ -65,6 +67,7 @@ class AgentKey(msgspec.Struct, frozen=True):
             message_ = f"the ssh-agent did not sign with {self.comment or self.fingerprint}"
             hint = "check that the agent is not locked, and confirm the use of the key if it asks"
             raise HostError(message_, hint=hint)
+        # A string that holds two: type, then signature (RFC 8709, 6).
         signature = list(_strings(next(_strings(answer[1:]), b"")))
         if len(signature) != 2 or signature[0] != KEY_TYPE:
             message_ = "the ssh-agent answered with another kind of signature"

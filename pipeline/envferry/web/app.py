@@ -89,6 +89,7 @@ class Pages:
         self.templates = Environment(
             loader=TEMPLATES,
             autoescape=True,
+            # A misspelt name in a template is an error, not an empty text.
             undefined=StrictUndefined,
             finalize=visible,
             trim_blocks=True,
@@ -120,6 +121,8 @@ class Pages:
         for path, (twin, template, build) in PAGES.items():
             found.append(Route(twin, self.json_page(build)))
             found.append(Route(path, self.html_page(template, build)))
+        # Their patterns also fit pages above, such as `changes/` and `audit.json`, and Starlette
+        # takes the first route that fits.
         last = (
             Route("/envs/{name}/{platform}/", self.platform_page),
             Route("/envs/{name}/{platform}/{id}/{file}", self.download),
@@ -179,6 +182,7 @@ class Pages:
     def platform_page(self, request: Request) -> Response:
         """Lead to an environment's artifacts of one platform."""
         parts = request.path_params
+        # No slash passes, so the address below stays within these pages.
         name = check_name(parts["name"], "environment name")
         query = urlencode({"platform": check_name(parts["platform"], "platform")})
         where = f"{_root(request)}envs/{name}/?{query}"

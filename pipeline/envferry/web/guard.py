@@ -37,12 +37,14 @@ class Guard(msgspec.Struct, frozen=True):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse what is neither GET nor HEAD; add headers to every answer."""
+        # Starting and stopping are `lifespan`, which has no headers (ASGI).
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
+                # `MutableHeaders` only needs the key `headers`, which messages have as scopes do.
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
@@ -63,6 +65,7 @@ class Guard(msgspec.Struct, frozen=True):
 
 def _host_name(host: str) -> str:
     """Return the name in a `Host` header, without the port."""
+    # An IPv6 address, whose colons are not before a port (RFC 3986, 3.2.2).
     if host.startswith("["):
         return host.partition("]")[0][1:].lower()
     return host.partition(":")[0].lower()

@@ -56,6 +56,7 @@ def answer_file(store: Store, key: str, request: Request) -> Response:
     if stat.modified:
         headers["Last-Modified"] = format_datetime(stat.modified, usegmt=True)
     if request.headers.get("if-none-match") == headers["ETag"]:
+        # It would be that of the file; this answer has no content.
         del headers["Content-Length"]
         return Response(status_code=304, headers=headers)
     start, end, status = _part(request.headers.get("range", ""), stat)
