@@ -170,6 +170,13 @@ fi
 if [ "${1:-}" = ansible ] || [ "${1:-}" = rivals ]; then
   # Programs that tests and benchmarks run beside envferry, in virtual environments of their own.
   [ -x "$venv/bin/uv" ] || fail "$venv has no uv" "run ./bootstrap.sh first"
+  if [ "$1" = rivals ] && ! command -v xxhsum >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+      install_package xxhash "verify is held against its xxhsum"
+    else
+      echo "no xxhsum: verify is not held against it (sudo apt-get install xxhash)" >&2
+    fi
+  fi
   cmp -s "requirements/$1.txt" "$venv/$1/installed.txt" && exit
   "$venv/bin/uv" venv -q --clear --python "$venv/bin/python" "$venv/$1"
   "$venv/bin/uv" pip install -q --python "$venv/$1/bin/python" --require-hashes -r "requirements/$1.txt"

@@ -128,6 +128,24 @@ def test_an_upload_that_is_gone_does_not_stay(
     assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
+@pytest.mark.parametrize("name", ["s3_server", "moto_server"])
+def test_more_parts_than_a_page_holds(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """All bytes that have arrived count; SeaweedFS lists all parts at once, moto a thousand."""
+    server: S3Server = request.getfixturevalue(name)
+    store = S3Store.open(empty_registry(server, monkeypatch))
+    target = {"Bucket": store.call.bucket, "Key": f"{store.call.prefix}large"}
+    upload = store.call.client.create_multipart_upload(**target)["UploadId"]
+
+    def send(number: int) -> None:
+        store.call.client.upload_part(**target, UploadId=upload, PartNumber=number, Body=b"x")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(send, range(1, 1004)))
+    assert [one.size for one in store.list_unfinished("")] == [1003]
+
+
 @pytest.mark.parametrize("lacking", ["Initiated", "LastModified"])
 def test_uploads_whose_age_is_not_said_are_pruned_by_their_parts(
     s3_server: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch, lacking: str

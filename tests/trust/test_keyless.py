@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import msgspec
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from sigstore.dsse import Statement
 from sigstore.models import ClientTrustConfig
 from sigstore.oidc import IdentityToken
@@ -162,6 +164,18 @@ def test_an_identity_signs(artifact: Artifact, bundle: bytes, accepted: Identiti
     assert claimed_identity(bundle, "it") == ACME
     both = (Identity(identity="somebody@example.org", issuer="https://accounts.example"), ACME)
     assert check(artifact, bundle, msgspec.structs.replace(accepted, accepted=both))
+
+
+@pytest.mark.parametrize("length", [100, 127, 128, 255, 256, 300])
+def test_an_issuer_of_any_length_is_read(bundle: bytes, length: int) -> None:
+    issuer = "https://login.example/".ljust(length, "a")
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    certificate = Sigstore().certify(key, WORKFLOW, issuer=issuer)
+    changed = json.loads(bundle)
+    raw = base64.b64encode(certificate.public_bytes(serialization.Encoding.DER)).decode()
+    changed["verificationMaterial"]["certificate"]["rawBytes"] = raw
+    found = claimed_identity(json.dumps(changed).encode(), "it")
+    assert found == Identity(identity=WORKFLOW, issuer=issuer)
 
 
 def test_what_is_signed_is_the_statement_of_cep_27(artifact: Artifact, bundle: bytes) -> None:

@@ -90,7 +90,8 @@ def test_parts_of_files(client: TestClient) -> None:
     tail = client.get(key, headers={"Range": "bytes=10-"})
     assert tail.content == whole.content[10:]
     assert client.get(key, headers={"Range": "bytes=999999999-"}).status_code == 416
-    assert client.get(key, headers={"Range": "lines=1-2"}).content == whole.content
+    for ignored in ("lines=1-2", "bytes=5-2"):
+        assert client.get(key, headers={"Range": ignored}).content == whole.content
     head = client.head(key)
     assert (head.content, head.headers["content-length"]) == (b"", str(len(whole.content)))
     etag = {"If-None-Match": whole.headers["etag"]}

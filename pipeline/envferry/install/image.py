@@ -62,7 +62,6 @@ MAGIC = b"EFIMAGE1"
 FOOTER = struct.Struct("<QQQ8s")
 """The bytes of the file system, of the index frame and of the record; then the magic."""
 SQUASHFS_MAGIC = b"hsqs"
-MOST_RECORD_BYTES = 1 << 30
 COMPRESSION_LEVEL = 3
 BLOCK_BYTES = 128 << 10
 MAKE_AGAIN = "make the image again with `envferry image`, or copy it again"

@@ -180,11 +180,12 @@ def _subject_name(certificate: Certificate) -> str:
 
 
 def _issuer(certificate: Certificate) -> str:
-    """Return who vouches for the name: a UTF8String, whose length fits in a byte or follows it."""
+    """Return who vouches for the name: a UTF8String."""
     from cryptography import x509
 
     oid = x509.ObjectIdentifier(ISSUER)
     value = certificate.extensions.get_extension_for_oid(oid).value
     data = value.value if isinstance(value, x509.UnrecognizedExtension) else b""
-    # Tag and length, which takes a second byte from 128 on (X.690, 8.1.3.5).
-    return data[2 + (data[1:2] > b"\x80") :].decode()
+    # From 128 bytes on, the length says how many bytes of length follow it (X.690, 8.1.3.5).
+    more = data[1] & 0x7F if data[1:2] > b"\x80" else 0
+    return data[2 + more :].decode()

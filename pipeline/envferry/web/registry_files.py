@@ -74,7 +74,8 @@ def answer_file(store: Store, key: str, request: Request) -> Response:
 def _part(header: str, stat: Stat) -> tuple[int, int, int]:
     """Return start, end and status; a header that is not understood counts as none (RFC 9110)."""
     found = RANGE.fullmatch(header)
-    if not found:
+    # A range that ends before it begins is not valid, and so is ignored (RFC 9110, 14.1.1).
+    if not found or (found[2] and int(found[2]) < int(found[1])):
         return 0, stat.size, 200
     start = int(found[1])
     end = min(int(found[2]) + 1 if found[2] else stat.size, stat.size)

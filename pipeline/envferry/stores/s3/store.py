@@ -234,11 +234,17 @@ class S3Store(msgspec.Struct, frozen=True):
     def _parts(self, upload: Mapping[str, Any]) -> Sequence[dict[str, Any]] | None:
         """Return the parts of an upload, None if it was finished or ended in this moment."""
         named = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+        parts: list[dict[str, Any]] = []
         try:
-            answer = self.call("list_parts", Bucket=self.call.bucket, **named)
+            page = self.call("list_parts", Bucket=self.call.bucket, **named)
+            parts += page.get("Parts", ())
+            # A page has a thousand parts at most; an upload may have ten thousand.
+            while page.get("IsTruncated"):
+                named["PartNumberMarker"] = page["NextPartNumberMarker"]
+                page = self.call("list_parts", Bucket=self.call.bucket, **named)
+                parts += page.get("Parts", ())
         except NotFound:
             return None
-        parts: Sequence[dict[str, Any]] = answer.get("Parts", ())
         return parts
 
     def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
