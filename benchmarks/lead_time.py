@@ -12,6 +12,7 @@ import base64
 import os
 import shutil
 import statistics
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,22 @@ PAYLOAD_BYTES = 5_000_000
 LEAD_SECONDS, LEAD_RATIO = 20, 0.15
 REBUILD_SECONDS, REPACK_RATIO, REPUSH_BYTES = 6, 0.15, 10_000_000
 UPDATE_SECONDS, COLD_SECONDS = 1.0, 1.5
+SERVER_COPY_RATIO = 1.2
+# What a push of known bytes leaves to the server, and nothing else: its newest archive, copied.
+SERVER_COPY = """
+import sys
+import boto3
+from boto3.s3.transfer import TransferConfig
+bucket, prefix = sys.argv[1:]
+mib = 1 << 20
+client = boto3.client("s3")
+listed = client.list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
+archives = [one for one in listed if one["Key"].endswith(".tar.zst")]
+newest = max(archives, key=lambda one: one["LastModified"])
+source = {"Bucket": bucket, "Key": newest["Key"]}
+transfer = TransferConfig(multipart_chunksize=64 * mib, max_concurrency=4)
+client.copy(source, bucket, "server-copy", Config=transfer)
+"""
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -144,6 +161,17 @@ class LeadTime:
         notes.with_name("packs-aside").rename(notes)
         return runs
 
+    def server_copy_result(self, second: Sequence[dict[str, Run]]) -> Result:
+        """Hold a second push against what the server alone takes to copy that archive."""
+        bucket, _, prefix = self.lasting.registry.removeprefix("s3://").partition("/")
+        script = (sys.executable, "-c", SERVER_COPY, bucket, prefix)
+        copy = run_once(Command(argv=script, environ=tuple(self.server.environ.items())))
+        pushed = median_of([runs["push"] for runs in second])
+        return Result(
+            name="repush_vs_server_copy", ours=pushed, other=copy.seconds, goal=SERVER_COPY_RATIO,
+            unit="s",
+        )  # fmt: skip
+
     def results(self, rounds: int) -> Iterator[Result]:
         """Yield all figures; the version before is there from the first one on."""
         cold_envs = self.work / "envs-cold"
@@ -161,6 +189,7 @@ class LeadTime:
         if cold:
             yield absolute("update_cold_seconds", median_of(cold[1:]), COLD_SECONDS, "s")
         yield absolute("repush_bytes", self.sent_bytes(rounds + 2), REPUSH_BYTES, "bytes")
+        yield self.server_copy_result(second[1:])
 
     def results_of_one_change(self) -> Iterator[Result]:
         """Yield the figures of one version and the next, with room for one of each thing."""
@@ -170,6 +199,7 @@ class LeadTime:
         second = {**self.lock_and_build(1), **self.deploy(self.lasting)}
         yield from lead_results([second], [first])
         yield absolute("repush_bytes", self.sent_bytes(2), REPUSH_BYTES, "bytes")
+        yield self.server_copy_result([second])
 
     def sent_bytes(self, version: int) -> int:
         """Return what the push of one more version sends, all requests together."""
