@@ -33,6 +33,7 @@ from envferry.registry.host_reports import (
 from envferry.trust.bundle import RevokedArtifact, TrustBundle
 from envferry.trust.host_trust import Trust
 from envferry.trust.signing import Signer, generate_key, parse_signing_key
+from envferry.web.app import Pages as Answers
 from envferry.web.app import make_app
 from envferry.web.guard import HEADERS
 from envferry.web.server import LOCAL_NAMES, is_local, listen
@@ -529,6 +530,14 @@ def test_what_is_new_appears_by_itself(pages: Pages) -> None:
     assert "fresh" not in pages.get("/").text
     pages.site._refreshed_at -= 1000
     wait_until(lambda: "fresh" in pages.get("/").text, "the page shows what was published")
+
+
+def test_templates_are_compiled_before_the_first_request(pages: Pages) -> None:
+    """In threads CPython 3.11 raises SystemError: two were in `ast.parse` at once."""
+    templates = Answers(pages.site).templates
+    compiled = {name for _, name in templates.cache or ()}
+    assert compiled == set(templates.list_templates())
+    assert not templates.auto_reload
 
 
 def test_many_readers_at_once(pages: Pages) -> None:

@@ -94,6 +94,7 @@ class Pages:
             finalize=visible,
             trim_blocks=True,
             lstrip_blocks=True,
+            auto_reload=False,
         )
         self.templates.filters.update(bytes=human_bytes, day=day, moment=moment, plural=plural)
         self.templates.filters.update(markdown=markdown, query=query)
@@ -105,6 +106,10 @@ class Pages:
             release=__version__,
             style=xxhash.xxh3_64_hexdigest(self.style),
         )
+        # All of them now, before there are threads: compiling parses numbers by `ast.parse`, which
+        # raises SystemError in CPython 3.11 when two threads are in it at once.
+        for name in self.templates.list_templates():
+            self.templates.get_template(name)
 
     def routes(self) -> list[Route]:
         """Return all routes, those of fixed names first."""
