@@ -280,6 +280,7 @@ def install(
     trust = load_trust((*trusted_keys, *_named_keys(registry)), wanted.envs_dir)
     place = registry.url if isinstance(registry, Registry) else registry or settings().registry
     name = _archive_name(source)
+    # An opened registry is used as it is; its URL alone goes into the record.
     with opened_archive(name, registry or place, trust) as (archive, manifest):
         origin = wanted.origin or origin_of(name, place, trust.signers_of(manifest))
         return install_artifact(
@@ -335,6 +336,7 @@ def verify_signature(
         raise UsageError(message, hint="name one: trusted_keys=[Path('release.pub')]")
     if is_file_ref(name):
         return verify_signed_file(Path(name), trust, progress=shown)
+    # The keys of this call count, also for a registry that was opened with others.
     place = replace(_opened(registry), trust=trust)
     return verify_signed(_manifest(name, place, None), place, trust, progress=shown)
 

@@ -147,6 +147,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 def read_proof(path: Path) -> Proof:
     """Read the proof of the artifact that `path` belongs to, see `read_artifact`."""
     manifest_path = _manifest_beside(path)
+    # Empty in a registry's folder, `NAME-PLATFORM-ID.` elsewhere: the files beside it start alike.
     stem = manifest_path.name[: -len(REGISTRY_MANIFEST)]
     paths = (manifest_path.with_name(stem + name) for name in (ATTESTATION, SIGSTORE))
     attestation, sigstore = (_read_whole(path) if path.is_file() else None for path in paths)
@@ -171,7 +172,9 @@ def write_companions(artifact: Artifact, lock: bytes, proof: Proof | None = None
         if signature:
             write_bytes(path, signature)
         else:
+            # One that lies there from an earlier pack may be about another manifest of this id.
             path.unlink(missing_ok=True)
+    # Last: without a manifest, the other files are not an artifact.
     data = proof.manifest_data if proof else to_json(artifact.manifest)
     write_bytes(artifact.manifest_path, data)
 
@@ -184,6 +187,7 @@ def sbom_path(artifact: Artifact) -> Path:
 def _read_whole(path: Path) -> bytes:
     """Read a file beside an archive: a foreign disk may claim any length for it."""
     with path.open("rb") as stream:
+        # Both bounds: the length spares the read, and a file may grow or have no length.
         data = stream.read(MOST_BYTES + 1) if path.stat().st_size <= MOST_BYTES else None
     if data is None or len(data) > MOST_BYTES:
         message = f"{path} has more than {MOST_BYTES:,} bytes, more than this kind of file can have"

@@ -31,6 +31,7 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Imports run with `-I`: neither the working directory, nor user site-packages, nor variables
         such as PYTHONPATH add to what the environment itself has.
         """
+        # -B: a check must not write byte code into the tree that it checks.
         python = (f"{prefix}/bin/python", "-I", "-B", "-c")
         imports = [(*python, f"import {name}") for name in self.imports]
         return [*imports, *(("/bin/sh", "-c", line) for line in self.commands)]
@@ -233,6 +234,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True):
     def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
         """Return the packages for `platform`; raise SpecError when it is not locked."""
         packages = tuple(item for item in self.packages if item.platform == platform)
+        # A platform may be locked and have no packages.
         if not packages and platform not in self.content_hashes:
             locked = ", ".join(sorted(self.content_hashes)) or "none"
             message = f"{self.path} is not locked for {platform} (locked: {locked})"
@@ -317,6 +319,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     image: str | None = None
     keeps_prefix: tuple[str, ...] = ()
     """The files that hold the prefix, and hold it wherever the environment is installed."""
+    # UNSET and not None: manifests without it keep the bytes, and so the digests, that they had.
     cuda_code: dict[str, tuple[str, ...]] | msgspec.UnsetType = msgspec.UNSET
     """What the packages hold code for, by name: `sm_90`, `compute_90`; not written where none."""
     readme: str | msgspec.UnsetType = msgspec.UNSET

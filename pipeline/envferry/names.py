@@ -22,6 +22,7 @@ DIST_DIR = Path("dist")
 """Where archives are packed to."""
 DEFAULT_TAG = "latest"
 
+# No dot or hyphen in front: names become names of files and arguments of commands.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 PREFIX_PUNCTUATION = "/._-+@=~"
 ID_PATTERN = re.compile(r"[0-9a-f]{12}")
@@ -78,6 +79,8 @@ def check_env_prefix(prefix: str, hint: str) -> str:
             f"digits, blanks and {' '.join(PREFIX_PUNCTUATION)} are allowed"
         )
         raise UsageError(message, hint=hint)
+    # What `//` in front means is up to the system (POSIX, Pathname Resolution), and normpath keeps
+    # it.
     is_absolute = prefix.startswith("/") and not prefix.startswith("//")
     if not is_absolute or prefix == "/" or posixpath.normpath(prefix) != prefix:
         message = f"{prefix!r} cannot be the prefix of an environment: it is not an absolute path"
@@ -88,6 +91,7 @@ def check_env_prefix(prefix: str, hint: str) -> str:
 
 def _is_plain(character: str) -> bool:
     """Whether a character is a letter, a digit, or of the few that no script interprets."""
+    # Letters, marks and numbers, by Unicode's general categories.
     is_letter = unicodedata.category(character)[0] in "LMN"
     return is_letter or character == " " or character in PREFIX_PUNCTUATION
 

@@ -84,6 +84,7 @@ class RelocatedTar(msgspec.Struct):
         mtime = self.archive.index.mtime
         if entry.type == "symlink":
             link = self.relocation.move_link(entry.link)
+            # A new header also for a link that stays as it is: it has the same bytes.
             yield tar_header(msgspec.structs.replace(entry, link=link), mtime)
             return
         # The header comes first and has the size, which is known when all of the file is edited.

@@ -123,6 +123,7 @@ class Logins:
         parts = urlsplit(url)
         host = (parts.hostname or "").lower()
         is_told = not is_channel or has_credentials(url)
+        # An IPv6 address stands in brackets, as in a URL.
         named = f"[{host}]" if ":" in host else host
         if not is_told and (found := self._in_files(parts, [named])):
             return found
@@ -135,6 +136,7 @@ class Logins:
 
     def _in_spec(self, url: str) -> str:
         """Return the URL of a package with what its channel's URL in the spec says of logins."""
+        # The longest first: a channel may lie below another one.
         for bare in sorted(self._channels, key=len, reverse=True):
             if url.startswith(bare):
                 return self._channels[bare].reveal() + url.removeprefix(bare)
@@ -147,6 +149,7 @@ class Logins:
 
     def _in_netrc(self, host: str) -> HttpLogin | None:
         with self._guard:
+            # Under the lock: the file is read once, and a fault in it is reported once.
             if self._by_netrc is None:
                 self._by_netrc = _read_netrc(self._netrc) if self._netrc else {}
             return self._by_netrc.get(host)

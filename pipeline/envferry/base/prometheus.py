@@ -42,6 +42,7 @@ def render_metrics(metrics: Iterable[Metric]) -> str:
 
 def escaped(text: str) -> str:
     """Return a label's value as the format has it."""
+    # The backslash first: the others add backslashes.
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 

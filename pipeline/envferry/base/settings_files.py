@@ -116,6 +116,8 @@ def read_file(path: Path) -> dict[str, SettingValue]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
+        # Never the system's file: what it requires must not be skipped because it cannot be
+        # reached.
         if path != SYSTEM_FILE and is_out_of_reach(path):
             return {}
         message = f"cannot read the settings in {path}: {error.strerror}"

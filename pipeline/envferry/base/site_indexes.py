@@ -138,6 +138,7 @@ def _uv_file(path: Path) -> _Found:
         url = str(item.get("url", ""))
         if item.get("default"):
             found.main = url
+        # An explicit index is only for the packages that `tool.uv.sources` binds to it.
         elif not item.get("explicit") and url:
             found.extra = (*found.extra, url)
     known = {MAIN, EXTRA, "index"}

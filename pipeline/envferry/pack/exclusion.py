@@ -94,6 +94,7 @@ class Exclusion:
                 entry.pop("sha256_in_prefix", None)
         if entries:
             record["paths_data"]["paths"] = carried
+        # Indented by two, as conda writes its records.
         return msgspec.json.format(msgspec.json.encode(record), indent=2)
 
     def _changes(self, path: str, tree: Path) -> bool:

@@ -93,6 +93,7 @@ def lost_files(tree: Path, packages: Sequence[InstalledPackage]) -> Iterator[str
 
 def is_lost(tree: Path, file: str) -> bool:
     """Whether a file that a package lists is gone; byte code may be."""
+    # `.nonadmin` is never packed (NOT_CARRIED in tree_walk.py).
     return not os.path.lexists(tree / file) and not file.endswith((".pyc", ".nonadmin"))
 
 

@@ -57,6 +57,7 @@ EXCEPTED = re.compile(r"[^\s()]+ WITH [^\s()]+")
 def spdx_expression(text: str) -> str | None:
     """Return a licence as an SPDX expression; None for one that cannot be told."""
     plain = " ".join(text.split())
+    # Without a synonym the second candidate is empty, which is not valid either.
     for candidate in (plain, SYNONYMS.get(plain.lower(), "")):
         try:
             return str(canonicalize_license_expression(candidate))

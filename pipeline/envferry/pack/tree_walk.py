@@ -92,4 +92,5 @@ class TreeWalk:
     def is_carried(self, name: str) -> bool:
         """Whether something in the environment's own folder belongs to it."""
         is_other = name in NOT_CARRIED or name.endswith(LEFTOVERS)
+        # A package may have a folder of such a name: then it is part of the environment.
         return name in self.owned or not is_other

@@ -31,6 +31,7 @@ def load_signer(names: Iterable[str | Path], tag_days: int | None = None) -> Sig
     keys = tuple(open_signing_key(str(name)) for name in names)
     secret = settings().sign_key
     if not keys and secret:
+        # Only without keys on the command line: these replace the variable and do not add to it.
         keys = (open_told_key(secret.reveal(), "ENVFERRY_SIGN_KEY"),)
     if not keys:
         if tag_days is not None:

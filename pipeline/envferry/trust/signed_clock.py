@@ -64,6 +64,7 @@ class SignedClock(msgspec.Struct, frozen=True):
                 raise
             return self.clock  # another user's host: what it has seen is not for us to read
         seen = parse_time(from_json(data, NewestTime, str(path)).time)
+        # A floor: a clock that was set back does not revive what the newest record says has ended.
         return max(seen, self.clock)
 
     def see(self, time: str, record: str) -> None:

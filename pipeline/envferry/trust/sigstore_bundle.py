@@ -126,6 +126,7 @@ def require_published(
         message = f"{what} is not about publishing (CEP 27): {statement.predicate_type[:200]!r}"
         raise IntegrityError(message, hint=SIGN_HINT)
     wanted = _subject(manifest, manifest_data)
+    # Exactly one: CEP 27 allows no other subject beside it.
     if statement.subject != (wanted,):
         found = ", ".join(f"{one.name} {one.digest}" for one in statement.subject)[:500]
         message = f"{what} is about another artifact: {found}; expected {wanted.name} with the"
@@ -157,6 +158,7 @@ def claimed_identity(data: bytes, what: str) -> Identity:
 
     raw = decode_sigstore_bundle(data, what).verification_material.certificate.raw_bytes
     try:
+        # Only read: whether a Sigstore issued it is for the library to say.
         certificate = x509.load_der_x509_certificate(base64.b64decode(raw))
         return Identity(identity=_subject_name(certificate), issuer=_issuer(certificate))
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:

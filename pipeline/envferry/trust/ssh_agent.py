@@ -87,6 +87,7 @@ def open_agent_key(name: str, agent: str) -> SigningKey:
     wanted = name.removeprefix(SCHEME)
     held = list_agent_keys(agent)
     usable = [key for key in held if key.raw]
+    # A public key file tells the key without doubt; two keys may have the same comment.
     blob = _read_blob(expand_home(Path(wanted))) if wanted.endswith(".pub") else b""
     found = [key for key in usable if not wanted or _is_called(key, wanted) or key.blob == blob]
     if len(found) == 1:
@@ -108,6 +109,7 @@ def list_agent_keys(agent: str) -> list[AgentKey]:
         raise HostError(message, hint="is it locked? `ssh-add -X` unlocks it")
     # After the type come four bytes with the number of keys.
     fields = list(_strings(answer[5:]))
+    # Of a list that is cut off, a key without its comment is left out.
     pairs = zip(fields[::2], fields[1::2], strict=False)
     return [AgentKey(agent, blob, comment.decode(errors="replace")) for blob, comment in pairs]
 

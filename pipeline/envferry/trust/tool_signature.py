@@ -96,7 +96,9 @@ def is_run_file(path: Path) -> bool:
 def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
     listed = {}
     for line in sums.decode(errors="replace").splitlines():
+        # Two blanks, as sha256sum writes them in text mode.
         digest, _, name = line.partition("  ")
+        # Names are joined to the folder below: one with `..` would be read elsewhere.
         if not FILE_NAME.fullmatch(name):
             yield f"{SUMS} names {name!r}"
             continue
