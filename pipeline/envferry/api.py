@@ -124,6 +124,7 @@ def lock(
     Raises NotFound without such a spec, SpecError when it is wrong or has no solution, StoreError
     when a channel or index cannot be reached; then the lock that was there stays.
     """
+    # Each stage is imported where it is called: a host lacks the libraries of a build machine.
     from envferry.lock.stage import lock_spec
     from envferry.specs.reading import find_spec, read_spec
 
@@ -163,6 +164,7 @@ def build(
     from envferry.lock.conda.channel_logins import logins_of_spec
 
     if isinstance(source, Lock):
+        # A lock has its URLs without logins: only the spec that names its channels can have them.
         wanted, channels = source, {}
     else:
         wanted, channels = read_lock(source), logins_of_spec(source, SPECS_DIR)
@@ -426,4 +428,5 @@ def _archive_name(source: Artifact | str | Path) -> str:
     """Return what an artifact is called by: the absolute path of its archive, or a ref."""
     if isinstance(source, Artifact):
         return str(source.archive_path.absolute())
+    # Absolute, and so with a slash: a Path is a file, even where a ref could be called like that.
     return str(source.absolute()) if isinstance(source, Path) else source

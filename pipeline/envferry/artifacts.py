@@ -40,6 +40,7 @@ def read_artifact(path: Path) -> Artifact:
     manifest_path = _manifest_beside(path)
     manifest = decode_manifest(_read_whole(manifest_path), str(manifest_path))
     artifact = Artifact(directory=manifest_path.parent, manifest=manifest)
+    # The checksums would tell a renamed archive, too, but only after gigabytes were read.
     if path.name.endswith(ARCHIVE_SUFFIX) and path.name != artifact.archive_path.name:
         message = f"{manifest_path} describes {manifest.archive.file}, not {path.name}"
         raise IntegrityError(message, hint="restore the original file names")
@@ -56,6 +57,7 @@ def decode_manifest(data: bytes, what: str) -> Manifest:
     if not names or not ID_PATTERN.fullmatch(manifest.id):
         message = f"{what} is damaged: {manifest.stem!r} does not have the form NAME-PLATFORM-ID"
         raise IntegrityError(message, hint="copy or fetch it again")
+    # The file's name is joined to a directory later, so only this one is accepted.
     expected = f"{manifest.stem}{ARCHIVE_SUFFIX}"
     if manifest.archive.file != expected:
         message = f"{what} names the archive {manifest.archive.file!r}, expected {expected!r}"

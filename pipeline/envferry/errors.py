@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 EXIT_BUG = 1
+# 128 and the number of SIGINT, as shells report a program that it ended.
 EXIT_INTERRUPTED = 130
 
 

@@ -37,6 +37,7 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return [*imports, *(("/bin/sh", "-c", line) for line in self.commands)]
 
 
+# Unknown keys are refused: a misspelt one would be a requirement that no host checks.
 class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the training host must offer; also the virtual packages to solve for."""
 
@@ -164,6 +165,7 @@ class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
         """The last part of the URL, with its percent signs decoded."""
         from urllib.parse import unquote, urlsplit
 
+        # Split before it is decoded: `%2F` is a part of the name and no separator.
         return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
 
 
@@ -369,6 +371,7 @@ class TagRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     counter: int
+    # UNSET is not written: the signed bytes of records without an end stay what they were.
     time: str | msgspec.UnsetType = msgspec.UNSET
     """When it was signed, in RFC 3339; records that do not expire have none."""
     expires: str | msgspec.UnsetType = msgspec.UNSET

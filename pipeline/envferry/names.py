@@ -49,6 +49,7 @@ def file_name_of(url: str) -> str:
     """Return the last part of a URL's path; of whatever text, for specs hold any."""
     from urllib.parse import unquote
 
+    # Not urlsplit, which raises ValueError for some strings, such as `http://[`.
     path = re.split(r"[?#]", url, maxsplit=1)[0].partition("://")
     return unquote((path[2].partition("/")[2] if path[1] else path[0]).rpartition("/")[2])
 
@@ -108,6 +109,7 @@ def check_platform(platform: str) -> str:
 def build_string(file_name: str) -> str | None:
     """Return the build string in a conda package's file name, `NAME-VERSION-BUILD.conda`."""
     stem = file_name.removesuffix(".conda").removesuffix(".tar.bz2")
+    # Only the name may contain hyphens: versions and builds have none.
     return stem.rsplit("-", 1)[1] if stem != file_name and stem.count("-") > 1 else None
 
 

@@ -38,6 +38,7 @@ def without_login(text: str) -> str:
 
     def strip(found: re.Match[str]) -> str:
         login = found["login"]
+        # `git+ssh` is ssh, too.
         is_ssh_user = found["scheme"].rpartition("+")[2] == "ssh" and ":" not in login
         return found[0] if login == "git" or is_ssh_user else f"{found['scheme']}://"
 

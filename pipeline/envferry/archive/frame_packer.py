@@ -133,6 +133,7 @@ class FramePacker:
             buffer = self.buffers.get_nowait()
         except Empty:
             buffer = bytearray()
+        # One that is too small is dropped, so the buffers that stay grow with the frames.
         return buffer if len(buffer) >= size else bytearray(size)
 
     def reuse_buffer(self, buffer: bytearray) -> None:

@@ -71,6 +71,7 @@ class RelocatedTar(msgspec.Struct):
         """Compare a file with its checksum, when its last piece has come."""
         if entry.type != "file":
             return
+        # One digest serves all files: their pieces follow each other in the stream.
         if piece.start == 0:
             self._digest.reset()
         self._digest.update(content)

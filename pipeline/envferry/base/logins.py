@@ -110,6 +110,7 @@ class Logins:
         login = self.find(placed, is_channel=is_channel)
         source = login.source if login else ""
         if is_channel and has_credentials(placed):
+            # For the hint: a token in the URL has to be corrected there.
             source = IN_SPEC
         place = Secret(bare_url(placed))
         return Authorized(place=place, login=login, source=source, is_channel=is_channel)
@@ -164,6 +165,7 @@ class Logins:
             if not login or parts.scheme == "https" or is_loopback(parts.hostname or ""):
                 return login
             if parts.netloc not in self._withheld:
+                # One warning for a host: a channel has thousands of packages.
                 self._withheld.add(parts.netloc)
                 words = "%s is asked without its login in %s, which is sent over https only"
                 log.warning(words, f"http://{bare_url(parts.geturl()).split('/')[2]}", login.source)
@@ -179,6 +181,7 @@ def index_logins(environ: Mapping[str, str], home: Path | None) -> dict[str, Sec
     for word in words:
         login, _, place = urlsplit(plain_url(word)).netloc.rpartition("@")
         if login:
+            # uv's variables are read first, and the first login of a host stays.
             found.setdefault(place.lower(), Secret(login))
     return found
 

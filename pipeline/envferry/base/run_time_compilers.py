@@ -49,6 +49,7 @@ NEEDS: dict[str, CompilerNeed] = {
 
 BROUGHT: dict[Tool, re.Pattern[str]] = {
     "cc": re.compile(r"(gcc|gxx|clang|clangxx)(-linux-\w+)?|c-compiler|cxx-compiler|compilers"),
+    # `cxx-compiler` and `compilers` are conda-forge's metapackages, which pull in a compiler.
     "c++": re.compile(r"(gxx|clangxx)(-linux-\w+)?|cxx-compiler|compilers"),
     "ninja": re.compile(r"ninja(-base)?"),
     "nvcc": re.compile(r"cuda-(nvcc|compiler|toolkit)(-linux-\w+)?|cudatoolkit-dev|cuda"),

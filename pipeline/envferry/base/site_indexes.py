@@ -188,6 +188,7 @@ def _pip_file(path: Path) -> _Found:
             return found
         parser.read_string(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        # configparser's messages have several lines.
         words = " ".join(str(error).split())
         found.passed_over = (f"all of it, which cannot be read: {words} ({path})",)
         return found

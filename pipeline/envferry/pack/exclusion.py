@@ -86,6 +86,7 @@ class Exclusion:
         if files == record["files"] and not lists:
             return content
         record["files"] = files
+        # Old records have `files` alone.
         entries = record.get("paths_data", {}).get("paths", [])
         changed = set(lists)
         carried = [entry for entry in entries if not self.covers(entry["_path"])]
@@ -109,6 +110,7 @@ class Exclusion:
         return "".join(kept).encode("utf-8", "surrogateescape")
 
     def _is_listed_excluded(self, line: str, base: str) -> bool:
+        # One line at a time, so that the lines that stay keep their bytes.
         row = next(csv.reader(io.StringIO(line)), [])
         return bool(row) and self.covers(posixpath.normpath(posixpath.join(base, row[0])))
 

@@ -99,6 +99,7 @@ def found_packages(tree: Path, platform: str) -> Iterator[dict[str, Any]]:
                 "version": owner.version,
                 "manager": "conda",
                 "platform": platform,
+                # Left empty: this lock says what is there and not how to create it.
                 "dependencies": {},
                 "url": record["url"],
                 "hash": hashes,

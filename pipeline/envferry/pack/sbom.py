@@ -79,6 +79,7 @@ def bill_of_materials(ingredients: SbomInput) -> bytes:
         Component(type=ComponentType.APPLICATION, name=name, version=version)
         for name, version in sorted(built.tools.items())
     ]
+    # Sorted, and from the record of the build: equal builds give equal documents.
     metadata = BomMetaData(component=environment, tools=ToolRepository(components=tools))
     bom = Bom(
         serial_number=uuid.uuid5(NAMESPACE, built.lock_digest + built.platform),

@@ -115,4 +115,5 @@ def _one_of(words: Iterator[str], word: str, accepts: Callable[[str], bool]) -> 
     if following != "WITH":
         return accepts(word), following
     whole = f"{word} WITH {next(words)}"
+    # An exception only adds permissions, so a licence that is accepted without it is enough.
     return accepts(whole) or accepts(word), next(words)

@@ -55,6 +55,7 @@ class TreeWalk:
                 yield TreeEntry(folder, "directory", is_empty=not items)
             for item in items:
                 path = f"{folder}/{item.name}" if folder else item.name
+                # The rule of `install`, applied where the path can still be changed.
                 if fault := path_fault(path):
                     self.faults.append(fault)
                 elif item.is_dir(follow_symlinks=False):

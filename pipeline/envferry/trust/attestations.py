@@ -182,6 +182,7 @@ def encode_envelope(envelope: Envelope) -> bytes:
 def unsigned(what: str, by: list[str], keys: tuple[PublicKey, ...]) -> IntegrityError:
     """Describe what none of the trusted keys signed; `by` are the ids of those that did."""
     trusted = ", ".join(f"{key.id} ({key.name})" for key in keys) or "none"
+    # The ids are those of the envelope, whose writer chose how long they are.
     found = f"signed only by {', '.join(by)[:200]}" if by else "not signed at all"
     message = f"{what} is not signed by a trusted key: {found}; trusted: {trusted}"
     hint = "ask the person who pushed it to push it again with `--sign-key`"

@@ -173,6 +173,7 @@ def _explain(error: Exception, what: str, wanted: TokenUri) -> UsageError | NotF
         return UsageError(message, hint="add token=, serial= or id= to the URI")
     if isinstance(error, exceptions.PinIncorrect | exceptions.PinLenRange):
         message = f"the PIN of the token with {what} is wrong"
+        # Never tried again by itself: tokens count wrong PINs.
         return UsageError(message, hint="it was tried once; too many wrong ones lock the token")
     if isinstance(error, exceptions.PinLocked):
         message = f"the token with {what} is locked: too many wrong PINs"

@@ -70,6 +70,7 @@ class SignedClock(msgspec.Struct, frozen=True):
     def see(self, time: str, record: str) -> None:
         """Note the time of a signed record that was accepted, if it is newer than all before."""
         path = self._path
+        # A time that is not valid counts as 1970 (parse_time), and so is never noted.
         if path is None or not self.notes or parse_time(time) <= self.now:
             return
         if parse_time(time) - self.clock > TOLERATED:

@@ -175,6 +175,7 @@ def _subject_name(certificate: Certificate) -> str:
     from cryptography import x509
 
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    # Fulcio writes workflows as a URI, people as a mail address.
     for kind in (x509.UniformResourceIdentifier, x509.RFC822Name):
         for name in names.get_values_for_type(kind):
             return str(name)

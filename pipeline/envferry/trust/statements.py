@@ -75,6 +75,7 @@ def image_subject(manifest: Manifest, digest: str) -> Subject:
 
     `digest` is that of the image's manifest, `sha256:HEX`.
     """
+    # in-toto names the algorithm in the key, an OCI digest in front of the hex digits.
     return Subject(f"{manifest.archive.file}#image", {"sha256": digest.removeprefix("sha256:")})
 
 
