@@ -203,6 +203,7 @@ def _manifest_beside(path: Path) -> Path:
         candidates: tuple[Path, ...] = (path,)
     elif path.name.endswith(ARCHIVE_SUFFIX):
         stem = path.name[: -len(ARCHIVE_SUFFIX)]
+        # Beside the archive as `pack` and `fetch` write it, or as a registry's folder has it.
         candidates = (path.with_name(stem + MANIFEST_SUFFIX), path.with_name(REGISTRY_MANIFEST))
     elif path.is_dir():
         message = f"{path} is a folder, expected an artifact"

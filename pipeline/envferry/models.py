@@ -34,6 +34,7 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         # -B: a check must not write byte code into the tree that it checks.
         python = (f"{prefix}/bin/python", "-I", "-B", "-c")
         imports = [(*python, f"import {name}") for name in self.imports]
+        # The system's shell: an environment need not have one.
         return [*imports, *(("/bin/sh", "-c", line) for line in self.commands)]
 
 

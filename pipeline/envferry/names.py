@@ -132,6 +132,7 @@ class Ref(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_id(self) -> bool:
         """Whether this ref names an id and not a tag."""
+        # Without doubt: a tag that looks like an id cannot be made (docs/format.md).
         return ID_PATTERN.fullmatch(self.version) is not None
 
     def __str__(self) -> str:

@@ -134,6 +134,7 @@ class Extraction:
         self.relocation = options.relocation
         self.present = options.present
         self.journal = options.journal
+        # A piece of a large file has FRAME_BYTES: its buffer is filled and written once.
         self.direct = DirectWriter(FRAME_BYTES)
         self.edited: dict[str, Content] = {}
         self.times = (archive.index.mtime * 10**9,) * 2

@@ -77,7 +77,7 @@ def find_edits(content: Searchable, prefix: bytes, recorded: Recorded | None) ->
         return PrefixFinding(left_alone=name_of_binary(content))
     if recorded and recorded.mode == "none" and is_unchanged(content, recorded):
         return NOTHING  # so conda did not put the prefix there, and would not change it
-    # Without a NUL there is no C string to edit in place, whatever conda's record calls the file.
+    # A file without NUL has no C strings to edit in place, whatever conda's record calls it.
     has_no_nul = content.find(b"\0") < 0
     if recorded and (recorded.mode == "text" or (recorded.mode == "binary" and has_no_nul)):
         return PrefixFinding(text_edits(content, prefix, whole))

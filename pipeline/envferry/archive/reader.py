@@ -52,6 +52,7 @@ class FileSource:
         except OSError as error:
             message = f"cannot read {path}: {error.strerror}"
             raise NotFound(message) from error
+        # Of the open file: its path may name another one by now.
         self.size = os.fstat(self.descriptor).st_size
 
     @property

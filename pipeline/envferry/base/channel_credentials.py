@@ -55,6 +55,7 @@ def read_credentials(path: Path) -> dict[str, HttpLogin]:
         raise SpecError(message, hint=_write_again(path)) from None
     warn_if_readable(path)
     return {
+        # Host names have no case (RFC 3986, 3.2.2).
         host.lower(): login
         for host, entry in entries.items()
         if (login := _read_entry(host, entry, path)) is not None

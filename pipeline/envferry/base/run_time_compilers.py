@@ -79,6 +79,7 @@ def compiler_findings(
     """Return which packages compile, in order; `has_tool` says what the machine has."""
     from packaging.utils import canonicalize_name
 
+    # The table is written in the canonical form of PEP 503, for conda's names as well.
     names = sorted({str(canonicalize_name(name)) for name in packages})
     brought = {
         tool for tool, form in BROUGHT.items() if any(form.fullmatch(name) for name in names)

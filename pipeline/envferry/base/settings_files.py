@@ -170,6 +170,7 @@ def _loads(text: str, path: Path) -> dict[str, Any]:
 
 def _line_of(text: str, key: str) -> int:
     """Return the line on which a key of the top level first stands."""
+    # tomllib does not tell on which line a key stands.
     pattern = re.compile(rf"""\s*\[?\s*["']?{re.escape(key)}["']?\s*[=.\]]""")
     numbered = enumerate(text.splitlines(), 1)
     return next((number for number, line in numbered if pattern.match(line)), 1)

@@ -86,6 +86,7 @@ class Listing:
         self.collector = MemberCollector(tree, prefix, self.packages, exclusion)
         self.collector.take(found)
         exclusion.warn_of_unused()
+        # All faults, and before a byte is written: whoever corrects them runs this once more.
         faults = [*walk.faults, *find_faults(tree, prefix, packages)]
         faults += tree_faults([member.entry for member in self.members], prefix)
         refuse_faults(faults)

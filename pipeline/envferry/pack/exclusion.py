@@ -82,6 +82,8 @@ class Exclusion:
         record: dict[str, Any] = decode_json(content, dict[str, Any])
         files = [path for path in record["files"] if not self.covers(path)]
         lists = [path for path in files if RECORD.fullmatch(path) and self._changes(path, tree)]
+        # Their content changes while they are packed: the checksum in the record is of the old
+        # one.
         lists += [path for path in files if path in self.rewritten]
         if files == record["files"] and not lists:
             return content

@@ -110,7 +110,7 @@ class BundleEditor(msgspec.Struct, frozen=True):
         envelope = signed.file.bundle
         public = tuple(key.public for key in self.keys)
         have = {key.id for key in signers(envelope.message, envelope.signatures, public)}
-        # Over the bytes as they are: encoded again they might differ, which voids other signatures.
+        # Over the bytes as they are: encoded again they might differ and void other signatures.
         fresh = sign(envelope.message, (key for key in self.keys if key.public.id not in have))
         envelope = msgspec.structs.replace(envelope, signatures=(*envelope.signatures, *fresh))
         return SignedBundle(signed.bundle, msgspec.structs.replace(signed.file, bundle=envelope))

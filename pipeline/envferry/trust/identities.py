@@ -68,6 +68,7 @@ def read_identities(directory: Path) -> Identities:
         # Whoever can change it decides whose certificates count.
         refuse_world_writable(root, "Sigstore trusted root")
     return Identities(
+        # Two files may name the same identity.
         accepted=tuple(dict.fromkeys(map(_read_identity, paths))),
         trusted_root=root if os.path.lexists(root) else None,
     )

@@ -59,6 +59,7 @@ class KeylessSigner(msgspec.Struct, frozen=True, kw_only=True):
 
     def require_identity(self) -> None:
         """Raise UsageError unless there is a token; before anything is built or sent."""
+        # Without a statement, the worker only looks for the token and reads the configuration.
         self._ask("")
 
     def sign(self, manifest: Manifest, manifest_data: bytes, channel: str) -> bytes:

@@ -87,6 +87,7 @@ def publish_statement(manifest: Manifest, manifest_data: bytes, channel: str) ->
 
     `manifest_data` are the manifest's bytes as stored.
     """
+    # The log is public: the path of a folder is not written into it.
     predicate = Published(target_channel=channel.rstrip("/")) if "://" in channel else None
     statement = PublishStatement(subject=(_subject(manifest, manifest_data),), predicate=predicate)
     return msgspec.json.encode(statement, order="sorted")

@@ -139,6 +139,7 @@ def _ask(agent: str, request: bytes) -> bytes:
             connection.settimeout(PATIENCE_SECONDS)
             connection.connect(agent)
             connection.sendall(_string(request))
+            # An answer is an SSH string: four bytes of length, then the message.
             length = int.from_bytes(_receive(connection, 4), "big")
             # Before anything is read: another program's socket may say any length.
             if length > MOST_BYTES:

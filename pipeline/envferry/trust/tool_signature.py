@@ -67,6 +67,7 @@ def verify_tool(
     what = f"the tool in {directory}"
     sums = _read(directory / SUMS, MOST_RECORD_BYTES)
     signed = SignedFile(what, subject_of(SUMS, sums), directory / TOOL_ATTESTATION)
+    # The signature first: nothing in an unsigned list is believed.
     verified = verify_file(signed, TOOL, keys, least=least)
     if faults := list(_file_faults(directory, sums)):
         shown = "; ".join(faults[:5])
