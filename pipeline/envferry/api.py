@@ -124,6 +124,7 @@ def lock(
     Raises NotFound without such a spec, SpecError when it is wrong or has no solution, StoreError
     when a channel or index cannot be reached; then the lock that was there stays.
     """
+    # Each stage is imported where it is called: a host lacks the libraries of a build machine.
     from envferry.lock.stage import lock_spec
     from envferry.specs.reading import find_spec, read_spec
 
@@ -163,6 +164,7 @@ def build(
     from envferry.lock.conda.channel_logins import logins_of_spec
 
     if isinstance(source, Lock):
+        # A lock has its URLs without logins: only the spec that names its channels can have them.
         wanted, channels = source, {}
     else:
         wanted, channels = read_lock(source), logins_of_spec(source, SPECS_DIR)
@@ -280,6 +282,7 @@ def install(
     trust = load_trust((*trusted_keys, *_named_keys(registry)), wanted.envs_dir)
     place = registry.url if isinstance(registry, Registry) else registry or settings().registry
     name = _archive_name(source)
+    # An opened registry is used as it is; its URL alone goes into the record.
     with opened_archive(name, registry or place, trust) as (archive, manifest):
         origin = wanted.origin or origin_of(name, place, trust.signers_of(manifest))
         return install_artifact(
@@ -335,6 +338,7 @@ def verify_signature(
         raise UsageError(message, hint="name one: trusted_keys=[Path('release.pub')]")
     if is_file_ref(name):
         return verify_signed_file(Path(name), trust, progress=shown)
+    # The keys of this call count, also for a registry that was opened with others.
     place = replace(_opened(registry), trust=trust)
     return verify_signed(_manifest(name, place, None), place, trust, progress=shown)
 
@@ -424,4 +428,5 @@ def _archive_name(source: Artifact | str | Path) -> str:
     """Return what an artifact is called by: the absolute path of its archive, or a ref."""
     if isinstance(source, Artifact):
         return str(source.archive_path.absolute())
+    # Absolute, and so with a slash: a Path is a file, even where a ref could be called like that.
     return str(source.absolute()) if isinstance(source, Path) else source

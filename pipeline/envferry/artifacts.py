@@ -40,6 +40,7 @@ def read_artifact(path: Path) -> Artifact:
     manifest_path = _manifest_beside(path)
     manifest = decode_manifest(_read_whole(manifest_path), str(manifest_path))
     artifact = Artifact(directory=manifest_path.parent, manifest=manifest)
+    # The checksums would tell a renamed archive, too, but only after gigabytes were read.
     if path.name.endswith(ARCHIVE_SUFFIX) and path.name != artifact.archive_path.name:
         message = f"{manifest_path} describes {manifest.archive.file}, not {path.name}"
         raise IntegrityError(message, hint="restore the original file names")
@@ -56,6 +57,7 @@ def decode_manifest(data: bytes, what: str) -> Manifest:
     if not names or not ID_PATTERN.fullmatch(manifest.id):
         message = f"{what} is damaged: {manifest.stem!r} does not have the form NAME-PLATFORM-ID"
         raise IntegrityError(message, hint="copy or fetch it again")
+    # The file's name is joined to a directory later, so only this one is accepted.
     expected = f"{manifest.stem}{ARCHIVE_SUFFIX}"
     if manifest.archive.file != expected:
         message = f"{what} names the archive {manifest.archive.file!r}, expected {expected!r}"
@@ -147,6 +149,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 def read_proof(path: Path) -> Proof:
     """Read the proof of the artifact that `path` belongs to, see `read_artifact`."""
     manifest_path = _manifest_beside(path)
+    # Empty in a registry's folder, `NAME-PLATFORM-ID.` elsewhere: the files beside it start alike.
     stem = manifest_path.name[: -len(REGISTRY_MANIFEST)]
     paths = (manifest_path.with_name(stem + name) for name in (ATTESTATION, SIGSTORE))
     attestation, sigstore = (_read_whole(path) if path.is_file() else None for path in paths)
@@ -171,7 +174,9 @@ def write_companions(artifact: Artifact, lock: bytes, proof: Proof | None = None
         if signature:
             write_bytes(path, signature)
         else:
+            # One that lies there from an earlier pack may be about another manifest of this id.
             path.unlink(missing_ok=True)
+    # Last: without a manifest, the other files are not an artifact.
     data = proof.manifest_data if proof else to_json(artifact.manifest)
     write_bytes(artifact.manifest_path, data)
 
@@ -184,6 +189,7 @@ def sbom_path(artifact: Artifact) -> Path:
 def _read_whole(path: Path) -> bytes:
     """Read a file beside an archive: a foreign disk may claim any length for it."""
     with path.open("rb") as stream:
+        # Both bounds: the length spares the read, and a file may grow or have no length.
         data = stream.read(MOST_BYTES + 1) if path.stat().st_size <= MOST_BYTES else None
     if data is None or len(data) > MOST_BYTES:
         message = f"{path} has more than {MOST_BYTES:,} bytes, more than this kind of file can have"
@@ -197,6 +203,7 @@ def _manifest_beside(path: Path) -> Path:
         candidates: tuple[Path, ...] = (path,)
     elif path.name.endswith(ARCHIVE_SUFFIX):
         stem = path.name[: -len(ARCHIVE_SUFFIX)]
+        # Beside the archive as `pack` and `fetch` write it, or as a registry's folder has it.
         candidates = (path.with_name(stem + MANIFEST_SUFFIX), path.with_name(REGISTRY_MANIFEST))
     elif path.is_dir():
         message = f"{path} is a folder, expected an artifact"

@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 EXIT_BUG = 1
+# 128 and the number of SIGINT, as shells report a program that it ended.
 EXIT_INTERRUPTED = 130
 
 
@@ -119,5 +120,6 @@ class PolicyViolation(PipelineError):
 
 def by_exit_code(exit_code: int) -> type[PipelineError]:
     """Return the class of errors that end with `exit_code`: for errors from another process."""
+    # Direct subclasses alone: CheckFailed and RequiredByUrl have the exit codes of their bases.
     classes = {error.exit_code: error for error in PipelineError.__subclasses__()}
     return classes.get(exit_code, PipelineError)

@@ -31,11 +31,14 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Imports run with `-I`: neither the working directory, nor user site-packages, nor variables
         such as PYTHONPATH add to what the environment itself has.
         """
+        # -B: a check must not write byte code into the tree that it checks.
         python = (f"{prefix}/bin/python", "-I", "-B", "-c")
         imports = [(*python, f"import {name}") for name in self.imports]
+        # The system's shell: an environment need not have one.
         return [*imports, *(("/bin/sh", "-c", line) for line in self.commands)]
 
 
+# Unknown keys are refused: a misspelt one would be a requirement that no host checks.
 class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the training host must offer; also the virtual packages to solve for."""
 
@@ -163,6 +166,7 @@ class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
         """The last part of the URL, with its percent signs decoded."""
         from urllib.parse import unquote, urlsplit
 
+        # Split before it is decoded: `%2F` is a part of the name and no separator.
         return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
 
 
@@ -233,6 +237,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True):
     def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
         """Return the packages for `platform`; raise SpecError when it is not locked."""
         packages = tuple(item for item in self.packages if item.platform == platform)
+        # A platform may be locked and have no packages.
         if not packages and platform not in self.content_hashes:
             locked = ", ".join(sorted(self.content_hashes)) or "none"
             message = f"{self.path} is not locked for {platform} (locked: {locked})"
@@ -317,6 +322,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     image: str | None = None
     keeps_prefix: tuple[str, ...] = ()
     """The files that hold the prefix, and hold it wherever the environment is installed."""
+    # UNSET and not None: manifests without it keep the bytes, and so the digests, that they had.
     cuda_code: dict[str, tuple[str, ...]] | msgspec.UnsetType = msgspec.UNSET
     """What the packages hold code for, by name: `sm_90`, `compute_90`; not written where none."""
     readme: str | msgspec.UnsetType = msgspec.UNSET
@@ -366,6 +372,7 @@ class TagRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     counter: int
+    # UNSET is not written: the signed bytes of records without an end stay what they were.
     time: str | msgspec.UnsetType = msgspec.UNSET
     """When it was signed, in RFC 3339; records that do not expire have none."""
     expires: str | msgspec.UnsetType = msgspec.UNSET

@@ -22,6 +22,7 @@ DIST_DIR = Path("dist")
 """Where archives are packed to."""
 DEFAULT_TAG = "latest"
 
+# No dot or hyphen in front: names become names of files and arguments of commands.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 PREFIX_PUNCTUATION = "/._-+@=~"
 ID_PATTERN = re.compile(r"[0-9a-f]{12}")
@@ -48,6 +49,7 @@ def file_name_of(url: str) -> str:
     """Return the last part of a URL's path; of whatever text, for specs hold any."""
     from urllib.parse import unquote
 
+    # Not urlsplit, which raises ValueError for some strings, such as `http://[`.
     path = re.split(r"[?#]", url, maxsplit=1)[0].partition("://")
     return unquote((path[2].partition("/")[2] if path[1] else path[0]).rpartition("/")[2])
 
@@ -78,6 +80,8 @@ def check_env_prefix(prefix: str, hint: str) -> str:
             f"digits, blanks and {' '.join(PREFIX_PUNCTUATION)} are allowed"
         )
         raise UsageError(message, hint=hint)
+    # What `//` in front means is up to the system (POSIX, Pathname Resolution), and normpath keeps
+    # it.
     is_absolute = prefix.startswith("/") and not prefix.startswith("//")
     if not is_absolute or prefix == "/" or posixpath.normpath(prefix) != prefix:
         message = f"{prefix!r} cannot be the prefix of an environment: it is not an absolute path"
@@ -88,6 +92,7 @@ def check_env_prefix(prefix: str, hint: str) -> str:
 
 def _is_plain(character: str) -> bool:
     """Whether a character is a letter, a digit, or of the few that no script interprets."""
+    # Letters, marks and numbers, by Unicode's general categories.
     is_letter = unicodedata.category(character)[0] in "LMN"
     return is_letter or character == " " or character in PREFIX_PUNCTUATION
 
@@ -104,6 +109,7 @@ def check_platform(platform: str) -> str:
 def build_string(file_name: str) -> str | None:
     """Return the build string in a conda package's file name, `NAME-VERSION-BUILD.conda`."""
     stem = file_name.removesuffix(".conda").removesuffix(".tar.bz2")
+    # Only the name may contain hyphens: versions and builds have none.
     return stem.rsplit("-", 1)[1] if stem != file_name and stem.count("-") > 1 else None
 
 
@@ -126,6 +132,7 @@ class Ref(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_id(self) -> bool:
         """Whether this ref names an id and not a tag."""
+        # Without doubt: a tag that looks like an id cannot be made (docs/format.md).
         return ID_PATTERN.fullmatch(self.version) is not None
 
     def __str__(self) -> str:

@@ -24,6 +24,8 @@ class Expected:
     @property
     def known_bytes(self) -> int:
         """What all known items have together."""
+        # A copy: another thread may add an item meanwhile, which would end the iteration with an
+        # error.
         return sum(list(self.sizes.values()))
 
     @property

@@ -38,6 +38,7 @@ def without_login(text: str) -> str:
 
     def strip(found: re.Match[str]) -> str:
         login = found["login"]
+        # `git+ssh` is ssh, too.
         is_ssh_user = found["scheme"].rpartition("+")[2] == "ssh" and ":" not in login
         return found[0] if login == "git" or is_ssh_user else f"{found['scheme']}://"
 
@@ -80,6 +81,7 @@ def without_secret_parameters(url: str) -> str:
     """Return a URL without the parameters that give access: it says what a file is all the same."""
     place, mark, query = url.partition("?")
     query, hash_mark, fragment = query.partition("#")
+    # The pattern begins with the `?` or `&` that stands before a parameter.
     kept = [part for part in query.split("&") if not SECRET_PARAMETER.fullmatch(f"&{part}")]
     return f"{place}{mark if kept else ''}{'&'.join(kept)}{hash_mark}{fragment}"
 
@@ -93,4 +95,5 @@ def redact(url: str) -> str:
 def bare_url(url: str) -> str:
     """Return a URL without user and password."""
     parts = urlsplit(url)
+    # The last `@`: a password may contain one that is not percent-encoded.
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAGIC = (
+    # From protocol 2 on, a pickle begins with the opcode PROTO and its number; 0 and 1 have no
+    # mark.
     *((0, b"\x80" + bytes([protocol]), "a pickle") for protocol in (2, 3, 4, 5)),
     (0, b"PK\x03\x04", "a zip file"),
+    # An empty zip file consists of its end record alone.
     (0, b"PK\x05\x06", "a zip file"),
     (0, b"SQLite format 3\0", "an SQLite database"),
     (0, b"\x93NUMPY", "a numpy array"),
@@ -27,17 +30,20 @@ MAGIC = (
     *((0, magic, "a font") for magic in (b"\0\1\0\0", b"OTTO", b"ttcf", b"true", b"wOFF", b"wOF2")),
     (0, b"\xca\xfe\xba\xbe", "a Java class"),
     (0, b"\0asm", "a WebAssembly module"),
+    # gettext's `.mo` in either byte order: its tables note offsets and lengths.
     *((0, magic, "a message catalogue") for magic in (b"\xde\x12\x04\x95", b"\x95\x04\x12\xde")),
     *(
         (0, magic, "a compressed file")
         for magic in (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
     ),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    # lz4, lzip and compress(1).
     *((0, magic, "a compressed file") for magic in (b"\x04\x22\x4d\x18", b"LZIP", b"\x1f\x9d")),
     *((0, magic, "an ar archive") for magic in (b"!<arch>\n", b"!<thin>\n")),
     *((0, magic, "a cpio archive") for magic in (b"070701", b"070702", b"070707", b"\xc7\x71")),
     (0, b"SIMPLE  =", "a FITS file"),
     *((0, magic, "a GVariant database") for magic in (b"GVariant", b"raVGtnai")),
+    # The magic field of a ustar header, of POSIX's form and of GNU's.
     (257, b"ustar", "a tar archive"),
     (0, b"MZ", "a program for Windows"),
 )
@@ -87,10 +93,14 @@ LAYOUTS = {1: ElfLayout(0x20, 0x2E, "I", "IIIIII"), 2: ElfLayout(0x28, 0x3A, "Q"
 def known_format(content: Searchable) -> str:
     """Return what a file is, if its first or last bytes say so: a format to leave alone."""
     for offset, magic, name in MAGIC:
+        # Magic numbers that are letters and digits alone prove nothing where the whole file is
+        # text.
         if content[offset : offset + len(magic)] == magic and (
             name in TEXT_FORMATS or not magic.isalnum() or not is_text(content)
         ):
             return name
+    # The magic alone may stand in a text; a real end record has zero bytes, as the numbers of its
+    # disks.
     has_end = content.rfind(END_OF_ZIP, max(len(content) - END_OF_ZIP_BYTES, 0)) >= 0
     return "a zip file" if has_end and content.find(b"\0") >= 0 else ""
 
@@ -122,12 +132,16 @@ def sections(content: Searchable) -> Iterator[range]:
     order = "<" if content[5:6] == b"\1" else ">"
     (table,) = struct.unpack_from(order + layout.word, bytes(content[:64]), layout.table)
     size, count = struct.unpack_from(order + "HH", bytes(content[:64]), layout.counts)
+    # e_shnum is 0 for stripped headers, and also for more than 65,279 sections (elf(5)): such
+    # files are treated as other binary files are.
     if not table or not count:
         message = "no section headers"
         raise struct.error(message)
     for number in range(count):
         header = bytes(content[table + number * size : table + (number + 1) * size])
         _, kind, flags, _, start, length = struct.unpack_from(order + layout.section, header)
+        # SHF_ALLOC: what is loaded. That includes `.dynstr`, which holds RUNPATH, and leaves out
+        # `.shstrtab`.
         is_data = kind in (SHT_PROGBITS, SHT_STRTAB) and flags & SHF_ALLOC
         if is_data and not flags & SHF_EXECINSTR:
             yield range(start, start + length)

@@ -22,6 +22,7 @@ READ_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """O_NONBLOCK: where a pipe stands in the place of a file, do not wait for a writer."""
 
 T = TypeVar("T")
+# Each thread uses one buffer for all its files: a new one would have to be cleared first.
 buffers = local()
 
 
@@ -66,6 +67,7 @@ def checksum(descriptor: int) -> Content:
     if not hasattr(buffers, "view"):
         buffers.view = memoryview(bytearray(READ_BYTES))
     view: memoryview = buffers.view
+    # At explicit offsets: the position of the open file neither matters nor moves.
     count = os.preadv(descriptor, [view], 0)
     if count < READ_BYTES:
         # Less than asked for at the start of a regular file: that is all of it.
@@ -110,7 +112,9 @@ def open_holding(
         state = FileState.of(status)
         # The size first: where it is another one, nothing has to be read.
         has_size = stat.S_ISREG(status.st_mode) and status.st_size == wanted.size
+        # State and checksum together: a known file may still not be the one that is wanted here.
         is_right = has_size and ((state, wanted.xxh128) in known or checksum(descriptor) == wanted)
+    # With a result the descriptor is the caller's to close; without one, not even Ctrl-C leaks it.
     except BaseException:
         os.close(descriptor)
         raise

@@ -42,6 +42,7 @@ TOP_MODE = 0o755
 """The directory that holds a tree is one like those in it."""
 RUNS_PER_THREAD = 8
 """At least, so that none works long when the others have ended."""
+# Python has os.sync(), which flushes every file system of the machine, but not syncfs(2).
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -90,6 +91,7 @@ def extract_tree(
     tar stream as they are done. Raises IntegrityError for damaged bytes and HostError when the
     file system refuses, leaving a partial tree.
     """
+    # Before the first file: a prefix that does not fit must not leave a partial tree behind.
     options.relocation.check(archive.index)
     threads = options.threads or max(os.cpu_count() or 1, FEWEST_THREADS)
     extraction = Extraction(archive, target, options)
@@ -110,6 +112,7 @@ def extract_tree(
             for future in finished:
                 future.result()
         extraction.finish()
+    # Paths in an index are unique, and NEW_FILE has O_EXCL: the file system takes two for one.
     except FileExistsError as error:
         message = (
             f"two files of {archive.name} have the same name on this file system: {error.filename}"
@@ -131,6 +134,7 @@ class Extraction:
         self.relocation = options.relocation
         self.present = options.present
         self.journal = options.journal
+        # A piece of a large file has FRAME_BYTES: its buffer is filled and written once.
         self.direct = DirectWriter(FRAME_BYTES)
         self.edited: dict[str, Content] = {}
         self.times = (archive.index.mtime * 10**9,) * 2
@@ -163,6 +167,8 @@ class Extraction:
             content = position + piece.header_size
             end = content + piece.length
             padding = raw.count(0, end, end + piece.padding)
+            # Every byte that is not content is compared, so that `tar` extracts the tree that is
+            # written here.
             is_header = has_header(raw[position:content], entry, self.archive.index.mtime)
             if not is_header or padding != piece.padding:
                 raise self.archive.damaged(
@@ -170,6 +176,8 @@ class Extraction:
                 )
             if piece.length and piece.member not in self.present:
                 self.write_piece(entry, piece, view[content:end])
+                # Noted after the write: a kill in between costs one frame. A frame that holds more
+                # than a part of one large file has no single checksum to resume by.
                 if piece.length != entry.size and self.journal and len(plan.pieces) == 1:
                     self.journal.note_frame(number, xxh3_128_hexdigest(view[content:end]))
             position = end + piece.padding
@@ -192,6 +200,8 @@ class Extraction:
                 raise IntegrityError(message, hint="copy or fetch the archive again")
             if self.relocation.changes(entry):
                 content = memoryview(self.relocation.edit(bytes(content), entry))
+                # The index knows only the content under the built prefix: from here on, this is
+                # what is verified.
                 held = Content(len(content), xxh3_128_hexdigest(content))
                 write_all(descriptor, content, 0)
                 self.note_edited(piece.member, held)
@@ -221,6 +231,7 @@ class Extraction:
 
     def finish(self) -> None:
         """Finish large files and directories, then flush the file system once."""
+        # Only a file of several frames has a piece behind its first one.
         large = {
             piece.member for plan in self.archive.plans for piece in plan.pieces if piece.start
         }
@@ -233,6 +244,8 @@ class Extraction:
                 os.chmod(path, entry.mode)  # noqa: PTH101
                 os.utime(path, ns=self.times)
         os.chmod(self.root, TOP_MODE)  # noqa: PTH101
+        # Before this returns: the rename that follows must not reach the disk earlier than the
+        # files do.
         sync_file_system(self.root)
 
     def finish_large_file(self, number: int) -> None:
@@ -253,6 +266,7 @@ class Extraction:
                     for offset, replacement in self.relocation.replacements(mapped, entry):
                         write_all(descriptor, memoryview(replacement), offset)
             if self.relocation.changes(entry):
+                # The frames were edited in place, so only the file itself tells what it holds now.
                 self.note_edited(number, checksum(descriptor))
             self.finish_file(descriptor, entry)
         finally:
@@ -265,6 +279,7 @@ def make_directories(index: Index, root: str) -> None:
     for path in sorted(paths):
         target = f"{root}/{path}"
         try:
+            # The umask may take bits away; `finish` sets the exact modes.
             os.mkdir(target, 0o755)  # noqa: PTH102  (43,000 Path objects cost 0.2 s)
         except FileExistsError:
             # Not by way of a link either: all that belongs in it would be written elsewhere.

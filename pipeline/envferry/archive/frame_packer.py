@@ -93,9 +93,11 @@ class FramePacker:
             if piece.start == 0 and bytes(raw[content : content + 2]) in WIDE_MARKS:
                 wide.add(piece.member)  # whether it holds the prefix is seen when it is read
             position += piece.size
+        # A frame of another archive is believed by this digest: XXH3 could be forged.
         plain = blake3(raw).hexdigest()
         taken = self.taken(plan, plain, buffer)
         compressed, entry = (taken.compressed, taken.entry) if taken else self.compressed(raw)
+        # A frame with the same bytes lacks the prefix as it did then: one search is spared.
         is_clean = taken and self.earlier and self.earlier.lacks(self.prefix, taken.number)
         found = () if is_clean else self.members_with_prefix(buffer, size, plan, starts)
         return PackedFrame(
@@ -131,6 +133,7 @@ class FramePacker:
             buffer = self.buffers.get_nowait()
         except Empty:
             buffer = bytearray()
+        # One that is too small is dropped, so the buffers that stay grow with the frames.
         return buffer if len(buffer) >= size else bytearray(size)
 
     def reuse_buffer(self, buffer: bytearray) -> None:
@@ -160,6 +163,7 @@ def packed_in_order(
     try:
         for plan in plans:
             waiting.append(pool.submit(packer.pack, plan))
+            # The bound on memory: each future holds a frame, both plain and compressed.
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -187,6 +191,7 @@ def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
         done = 0
         while done < piece.length:
             count = os.preadv(descriptor, [target[done:]], piece.start + done)
+            # The tar header has promised so many bytes already: a shorter file cannot be packed.
             if count == 0:
                 message = f"{member.source} shrank while it was being packed"
                 raise HostError(message, hint="stop the program that writes to it, then pack again")
@@ -198,5 +203,6 @@ def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
         ) from error
     finally:
         os.close(descriptor)
+    # After the read, which fills the piece from its start.
     if piece.start == 0 and member.head:
         target[: len(member.head)] = member.head

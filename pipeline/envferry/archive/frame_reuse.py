@@ -89,6 +89,8 @@ class EarlierFrames:
         if number is None or (self.notes and self.notes.plain[number] != plain):
             return None
         archive, expected = self.archive, self.archive.index.frames[number]
+        # The notes say what was written; the disk may hold something else by now, so it is hashed
+        # below.
         compressed = archive.bytes.read_at(archive.offsets[number], expected.size)
         entry = FrameEntry.of(compressed, expected.tar_size)
         if entry.blake3 != expected.blake3:
@@ -96,6 +98,7 @@ class EarlierFrames:
             return None
         if not self.notes and not self.holds(number, compressed, raw):
             return None
+        # `+=` on an attribute is not atomic.
         with self.counting:
             self.taken_frames += 1
             self.taken_bytes += entry.size
@@ -121,6 +124,7 @@ class EarlierFrames:
         frame is damaged.
         """
         frames = self.archive.index.frames
+        # Not the last frame, whose 1,024 zero bytes would prove little.
         number = max(range(len(frames) - 1), key=lambda each: frames[each].size, default=0)
         (raw,) = self.archive.read_run([number])
         start = self.archive.offsets[number]

@@ -27,6 +27,7 @@ SMALL_INDEX_BYTES = 1 << 20
 INDEX_LEVEL = 9
 
 
+# array_like: there are many of them, and as an object each would repeat the four keys.
 class BinaryString(msgspec.Struct, frozen=True, array_like=True):
     """A C string in a binary file that holds the prefix."""
 
@@ -93,6 +94,7 @@ class FrameEntry(msgspec.Struct, frozen=True):
         return cls(
             size=len(compressed),
             tar_size=tar_size,
+            # For other readers: envferry itself checks BLAKE3.
             xxh128=xxhash.xxh3_128_hexdigest(compressed),
             blake3=blake3(compressed).hexdigest(),
         )
@@ -149,6 +151,7 @@ def decode_index(frame: bytes, what: str) -> Index:
 
     Raises IntegrityError when the frame is damaged or no index, SpecError for another schema.
     """
+    # 16: eight bytes of the skippable frame's header, eight of INDEX_MAGIC.
     checksum, compressed = frame[16:INDEX_HEADER], frame[INDEX_HEADER:]
     if frame[:4] != SKIPPABLE_INDEX.to_bytes(4, "little") or frame[8:16] != INDEX_MAGIC:
         message = f"{what} has no envferry index where one must be"
@@ -178,6 +181,8 @@ def skippable_frame(magic: int, payload: bytes) -> bytes:
 def decompress_bounded(compressed: bytes, most_bytes: int) -> bytes:
     """Decompress one zstd frame that says its size, if that is at most `most_bytes`."""
     size = zstandard.frame_content_size(compressed)
+    # -1: the frame does not say its size. Checked first, for zstandard allocates what a frame
+    # claims.
     if not 0 <= size <= most_bytes:
         message = f"it claims to hold {size} bytes, at most {most_bytes} are expected"
         raise zstandard.ZstdError(message)

@@ -17,6 +17,7 @@ from envferry.base.journal import LineJournal, read_journal
 if TYPE_CHECKING:
     from pathlib import Path
 
+# The digits are bounded: int() raises ValueError for more than 4,300 of them.
 FRAME_LINE = re.compile(r"frame ([0-9]{1,9}) ([0-9a-f]{32})")
 EDITED_LINE = re.compile(r"edited ([0-9]{1,9}) ([0-9]{1,18}) ([0-9a-f]{32})")
 
@@ -45,10 +46,12 @@ class InstallJournal(LineJournal):
 def read_noted(path: Path, subject: str) -> JournalContent | None:
     """Read a journal; None without one about `subject`."""
     found = read_journal(path)
+    # Of another archive or another prefix: the numbers in its lines mean other files.
     if found is None or found.subject != subject:
         return None
     noted = JournalContent()
     for line in found.lines:
+        # A line in neither form is skipped: what it noted is done again.
         if frame := FRAME_LINE.fullmatch(line):
             noted.frames[int(frame[1])] = frame[2]
         elif edited := EDITED_LINE.fullmatch(line):

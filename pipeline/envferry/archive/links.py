@@ -56,6 +56,7 @@ class LinkCheck:
 
     def child(self, place: int, name: str) -> int:
         """Return the number of what has this name in a folder."""
+        # The number that a new place would get tells whether this one is new.
         found = self.children.setdefault((place, name), len(self.parents))
         if found == len(self.parents):
             self.parents.append(place)
@@ -73,6 +74,8 @@ class LinkCheck:
                 raise LinkFault(TOO_MANY)
             self.ends[place] = self.walk(place, depth)
         except LinkFault as fault:
+            # Kept, so that the check stays linear. One fault refuses the whole tree, so it does
+            # not matter that a shorter way to this link would have been allowed.
             self.failed[place] = str(fault)
             raise
         return self.ends[place]
@@ -82,6 +85,7 @@ class LinkCheck:
         target = self.links[place].link
         here, followed = self.parents[place], 1
         if target.startswith("/"):
+            # With the slash: /opt/env-2 is not below /opt/env.
             if not (target + "/").startswith(self.prefix + "/"):
                 msg = "outside the environment"
                 raise LinkFault(msg)

@@ -102,6 +102,7 @@ class FramePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 def sort_members(members: Sequence[Member]) -> list[Member]:
     """Return members in archive order: by owner, then path."""
+    # Part of the archive's bytes: another order is another id.
     return sorted(members, key=lambda member: (member.owner.sort_key, member.entry.path))
 
 
@@ -127,6 +128,7 @@ def cut_frames(
         for piece in cut_member(number, content, header_size(entry)):
             pieces.append(piece)
             size += piece.size
+            # Behind its last piece, too: the next file begins a frame, however short this one is.
             if is_large:
                 yield FramePlan(pieces=tuple(pieces), tar_offset=tar_offset)
                 tar_offset += size

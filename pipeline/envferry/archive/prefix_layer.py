@@ -34,6 +34,7 @@ def root_frame(archive: Archive, number: int) -> bytes:
     plan, index = archive.plans[number], archive.index
     start = archive.offsets[number]
     compressed = archive.bytes.read_at(start, index.frames[number].size)
+    # Decoded even where the compressed bytes are returned unchanged: that is what checks them.
     raw = archive.decode_frame(number, compressed)
     if not any(piece.header_size for piece in plan.pieces):
         return compressed
@@ -44,6 +45,7 @@ def root_frame(archive: Archive, number: int) -> bytes:
             parts.append(tar_header(_rooted(index.files[piece.member], index.prefix), index.mtime))
         parts.append(view[position + piece.header_size : position + piece.size])
         position += piece.size
+    # A compressor for each call: zstandard's objects must not be used by two threads at once.
     return new_compressor().compress(b"".join(parts))
 
 

@@ -36,7 +36,9 @@ GOES_ON = re.compile(rb"[A-Za-z0-9_+~\-\x80-\xff]|\.+[A-Za-z0-9_+~\-\x80-\xff]")
 BEGINS_PATH = re.compile(rb"/*|-[A-Za-z0-9_\-]+")
 """What may stand before the prefix all the same: the slashes of `file://`, the option of
 `-I/env/include`; anything else makes it the end of another path, `/usr/bin` before `/env`."""
+# In source code, `"\n/opt/env"` has the letter of an escape right before the path.
 ESCAPE = re.compile(rb"\\[abefnrtv]\Z")
+# 4,096 is PATH_MAX of Linux: a path that ends in the prefix does not begin further away.
 LOOK_BACK, LOOK_AHEAD = 4096, 16
 LENGTH_BYTES = (2, 4, 8)
 WIDE_TEXTS = ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -75,6 +77,7 @@ def find_edits(content: Searchable, prefix: bytes, recorded: Recorded | None) ->
         return PrefixFinding(left_alone=name_of_binary(content))
     if recorded and recorded.mode == "none" and is_unchanged(content, recorded):
         return NOTHING  # so conda did not put the prefix there, and would not change it
+    # A file without NUL has no C strings to edit in place, whatever conda's record calls it.
     has_no_nul = content.find(b"\0") < 0
     if recorded and (recorded.mode == "text" or (recorded.mode == "binary" and has_no_nul)):
         return PrefixFinding(text_edits(content, prefix, whole))
@@ -100,6 +103,8 @@ def is_in_wide_text(content: Searchable, prefix: bytes) -> bool:
 def edits_by_format(content: Searchable, prefix: bytes, whole: Sequence[int]) -> PrefixFinding:
     """Return how a file follows of which only its bytes tell what it is."""
     if name := known_format(content):
+        # Before the test for texts: some of these formats are all text and note places all the
+        # same.
         return shebang_edits(content, whole) or PrefixFinding(left_alone=name)
     if is_text(content):
         return PrefixFinding(text_edits(content, prefix, whole))
@@ -111,6 +116,7 @@ def edits_by_format(content: Searchable, prefix: bytes, whole: Sequence[int]) ->
         if not whole:
             return NOTHING  # debug information, notes: nothing that a program opens
     is_elf = ranges is not None
+    # All or none: one occurrence that is not a C string shows that the format is not understood.
     if all(is_c_string(content, offset, prefix, is_elf=is_elf) for offset in whole):
         return PrefixFinding(string_edits(content, prefix, whole, 0))
     return PrefixFinding(left_alone=UNKNOWN)
@@ -172,6 +178,7 @@ def string_edits(
         start = whole[next_one]
         end = content.find(b"\0", start)
         end = len(content) if end < 0 else end
+        # All occurrences before the NUL belong to one string, and share its room.
         following = bisect_left(whole, end)
         count = following - next_one
         is_all = is_all and bytes(content[start:end]).count(prefix) == count
@@ -201,6 +208,7 @@ def has_length(content: Searchable, text: range, offset: int, least: int) -> boo
     """
     for size in LENGTH_BYTES:
         length = int.from_bytes(content[max(text.start - size, 0) : text.start], "little")
+        # + 1: the noted length may count the final NUL.
         if least <= length <= len(text) + 1:
             return True
     before = bytes(content[text.start : offset])

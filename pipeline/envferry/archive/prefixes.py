@@ -83,6 +83,7 @@ class Relocation:
             for offset, replacement in self.replacements(content, entry):
                 edited[offset : offset + len(replacement)] = replacement
             content = bytes(edited)
+        # Last: a record may hold the prefix itself, and is edited as a text before.
         if entry.path in self.records:
             content = without_stale_checksums(content, self.edited)
         return content

@@ -52,6 +52,7 @@ class FileSource:
         except OSError as error:
             message = f"cannot read {path}: {error.strerror}"
             raise NotFound(message) from error
+        # Of the open file: its path may name another one by now.
         self.size = os.fstat(self.descriptor).st_size
 
     @property
@@ -141,6 +142,7 @@ class Archive:
         """
         start, last = self.offsets[numbers[0]], numbers[-1]
         length = self.offsets[last] + self.index.frames[last].size - start
+        # A view: to cut a run into frames copies nothing.
         compressed = memoryview(self.bytes.read_at(start, length))
         for number in numbers:
             offset = self.offsets[number] - start
@@ -182,12 +184,15 @@ def read_index(kept: CachedTail) -> tuple[Index, bytes, int]:
     table_size = seek_table_size(kept.tail[-FOOTER.size :], source.name)
     table_start = source.size - table_size
     sizes: list[tuple[int, int]] = []
+    # A footer can claim more frames than the file has room for: then `sizes` stays empty, which is
+    # refused below.
     if table_start >= 0:
         sizes = decode_seek_table(kept.read_at(table_start, table_size), source.name)
     # From here on, whatever follows from the table lies within the file.
     if not sizes or min(sizes)[0] <= 0 or sum(compressed for compressed, _ in sizes) != table_start:
         message = f"the seek table of {source.name} does not add up to its size"
         raise IntegrityError(message, hint="copy or fetch the archive again")
+    # The last entry of the table is the index: a frame without content.
     index_size = sizes[-1][0]
     index_start = table_start - index_size
     index_frame = kept.read_at(index_start, index_size)

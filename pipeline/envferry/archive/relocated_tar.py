@@ -71,6 +71,7 @@ class RelocatedTar(msgspec.Struct):
         """Compare a file with its checksum, when its last piece has come."""
         if entry.type != "file":
             return
+        # One digest serves all files: their pieces follow each other in the stream.
         if piece.start == 0:
             self._digest.reset()
         self._digest.update(content)
@@ -84,6 +85,7 @@ class RelocatedTar(msgspec.Struct):
         mtime = self.archive.index.mtime
         if entry.type == "symlink":
             link = self.relocation.move_link(entry.link)
+            # A new header also for a link that stays as it is: it has the same bytes.
             yield tar_header(msgspec.structs.replace(entry, link=link), mtime)
             return
         # The header comes first and has the size, which is known when all of the file is edited.

@@ -16,6 +16,7 @@ FOOTER = struct.Struct("<IBI")
 """Number of frames, descriptor (0: no checksums in the table), magic."""
 ENTRY = struct.Struct("<II")
 """Compressed and uncompressed size of one frame."""
+# A skippable frame begins with its magic number and its length, 32 bits each.
 FRAME_HEADER_BYTES = 8
 
 
@@ -30,6 +31,7 @@ def seek_table_size(footer: bytes, what: str) -> int:
     """Return how many bytes the whole table takes, from the last 9 bytes of an archive."""
     if len(footer) == FOOTER.size:
         frames, descriptor, magic = FOOTER.unpack(footer)
+        # Bit 7 of the descriptor would make entries 12 bytes long, with a checksum each.
         if magic == SEEKABLE_MAGIC and descriptor == 0:
             return FRAME_HEADER_BYTES + int(frames) * ENTRY.size + FOOTER.size
     message = f"{what} does not end with a seek table: it is cut off, or not an envferry archive"

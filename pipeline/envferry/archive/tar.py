@@ -11,6 +11,7 @@ from envferry.archive.index import FileEntry
 BLOCK = 512
 TYPE_FLAGS = {"file": b"0", "directory": b"5", "symlink": b"2"}
 NAME_BYTES = 100
+# The eleven octal digits of a ustar header: 8 GiB - 1.
 MAX_OCTAL_SIZE = 0o77777777777
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
@@ -33,6 +34,7 @@ def tar_header(entry: FileEntry, mtime: int) -> bytes:
     flag = TYPE_FLAGS[entry.type]
     path = entry.path + "/" if entry.type == "directory" else entry.path
     records = b""
+    # The order of the records is part of the format (docs/format.md), and so of the id.
     for keyword, text in (("linkpath", entry.link), ("path", path)):
         if len(text) > NAME_BYTES or not text.isascii():
             records += pax_record(keyword, text.encode())
@@ -61,6 +63,7 @@ def ustar_block(path: str, entry: FileEntry, flag: bytes, mtime: int) -> bytes:
     size = entry.size if entry.size <= MAX_OCTAL_SIZE else 0
     numbers = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (entry.mode, 0, 0, size, mtime)
     before = ascii_field(path) + numbers
+    # Magic `ustar` with a NUL, then version `00`; the fields behind them are all zero.
     after = flag + ascii_field(entry.link) + b"ustar\x0000"
     # The checksum counts its own eight bytes as spaces.
     checksum = sum(before) + sum(after) + 8 * 0x20
@@ -76,6 +79,7 @@ def pax_record(keyword: str, value: bytes) -> bytes:
     """Return `LENGTH KEYWORD=VALUE` and a newline, where LENGTH counts itself."""
     body = b" %b=%b\n" % (keyword.encode(), value)
     length = len(body) + 1
+    # The length may get a digit more by counting its own digits.
     while length != len(body) + len(str(length)):
         length = len(body) + len(str(length))
     return b"%d%b" % (length, body)

@@ -67,6 +67,7 @@ def header_faults(index: Index) -> Iterator[str]:
         yield f"{index.id!r} is not a valid id"
     if not is_sane_prefix(index.prefix):
         yield f"{index.prefix!r} is not a valid prefix"
+    # A tar header has eleven octal digits for the time as well.
     if not 0 <= index.mtime <= MAX_OCTAL_SIZE:
         yield f"{index.mtime} is not a valid time"
     end = 0
@@ -105,6 +106,7 @@ def edit_faults(entry: FileEntry) -> Iterator[str]:
     at = entry.edits.at if entry.edits else ()
     counted = sum(string.count for string in entry.edits.strings) if entry.edits else 0
     is_ordered = all(one < other for one, other in pairwise(at))
+    # 0: the edits are of a text, which has no strings to count occurrences in.
     if at and not (is_ordered and at[0] >= 0 and at[-1] < entry.size and counted in (0, len(at))):
         yield f"{entry.path!r} has a prefix at an invalid position"
 
@@ -112,6 +114,7 @@ def edit_faults(entry: FileEntry) -> Iterator[str]:
 def path_fault(path: str) -> str:
     """Return what is wrong with a path of the tree; empty when nothing is."""
     parts = path.split("/")
+    # An absolute path has an empty first part, so this refuses it, too.
     if not path or "\0" in path or not NOWHERE.isdisjoint(parts):
         return f"{shortened(path)} is not a path inside the environment"
     try:
@@ -192,6 +195,7 @@ class FrameCutter:
         self.pieces: list[Piece] = []
         self.tar_offset = 0
         self.used = 0
+        # Before a frame is read: whoever decompresses one allocates what it claims.
         if any(not 0 < frame.tar_size <= MAX_FRAME_BYTES for frame in index.frames):
             msg = "a frame claims an impossible size"
             raise self.fault(msg)

@@ -171,6 +171,7 @@ class ArchiveWriter:
         frame_owners = []
         for frame in packed_in_order(pool, packer, plans, self.options.workers + FRAMES_AHEAD):
             if frame.prefix_members:
+                # The number of this frame: write_frame appends it next.
                 self.prefixed.append(len(self.frames))
             self.write_frame(frame.compressed, frame.raw, frame.entry)
             self.plain.append(frame.plain)
@@ -178,6 +179,7 @@ class ArchiveWriter:
             # The digests read the frame's memory in threads of their own: only then is it free.
             self.digests.wait()
             packer.reuse_buffer(frame.buffer)
+            # A frame holds members of one owner alone, because each group begins a frame.
             frame_owners.append(members[frame.plan.pieces[0].member].owner)
         self.files.extend(records.entries())
         self.left_alone.extend(records.left_alone)
@@ -210,6 +212,7 @@ class ArchiveWriter:
             name=self.options.name,
             platform=self.options.platform,
             prefix=self.options.prefix,
+            # Over the uncompressed stream: a new zstd or another level does not change the id.
             id=self.digests.blake3.hexdigest()[:12],
             tar_size=self.tar_offset,
             mtime=self.options.mtime,
@@ -278,6 +281,7 @@ class MemberRecords:
             self.large_hash = xxhash.xxh3_128()
             self.large_tail, self.large_has_prefix = b"", False
         self.large_hash.update(data)
+        # Every piece but the last is longer than the prefix, so the tail of one piece is enough.
         overlap = len(self.prefix) - 1
         # The prefix may lie across a cut, where neither frame's own search finds it.
         seam = self.large_tail + bytes(data[:overlap])
@@ -286,6 +290,8 @@ class MemberRecords:
         entry = self.members[piece.member].entry
         if piece.start + piece.length == entry.size:
             self.checksums[piece.member] = self.large_hash.hexdigest()
+            # The frames that held it are gone: it is read once more, and mapped, for it may exceed
+            # the memory.
             source = self.members[piece.member].source
             if self.large_has_prefix and holds_edits(entry) and isinstance(source, str):
                 with (

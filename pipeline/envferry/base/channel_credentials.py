@@ -55,6 +55,7 @@ def read_credentials(path: Path) -> dict[str, HttpLogin]:
         raise SpecError(message, hint=_write_again(path)) from None
     warn_if_readable(path)
     return {
+        # Host names have no case (RFC 3986, 3.2.2).
         host.lower(): login
         for host, entry in entries.items()
         if (login := _read_entry(host, entry, path)) is not None
@@ -75,6 +76,7 @@ def wildcards(host: str) -> Iterator[str]:
 
 def _read_entry(host: str, entry: object, path: Path) -> HttpLogin | None:
     """Return the login of a host; None for a kind that channels on web servers do not have."""
+    # An entry has one key, its kind: that is how serde writes an enum of Rust.
     kind, value = next(iter(entry.items())) if isinstance(entry, dict) and entry else ("", None)
     if kind == "BearerToken" and isinstance(value, str) and HEADER_TEXT.fullmatch(value):
         return HttpLogin(form="bearer", secret=Secret(value), source=str(path))
@@ -84,6 +86,7 @@ def _read_entry(host: str, entry: object, path: Path) -> HttpLogin | None:
         user, password = value.get("username"), value.get("password")
         if isinstance(user, str) and isinstance(password, str):
             return HttpLogin.basic(user, password, str(path))
+    # Such as S3Credentials, which rattler keeps in the same file.
     if kind not in ("", "BearerToken", "CondaToken", "BasicHTTP"):
         log.debug("%s: the %s of %s is not used", path, kind, host)
         return None

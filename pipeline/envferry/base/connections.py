@@ -88,9 +88,12 @@ class Connections:
     def _pool(self, url: str) -> urllib3.PoolManager:
         proxy = choose_proxy(self.proxies, url) or ""
         with self._guard:
+            # Under the lock: two threads would make two pools, each with connections of its own.
             if proxy not in self._pools:
                 pool = self._make_pool(proxy)
                 classes = limited_pools(pool.pool_classes_by_scheme, self.limits)
+                # Of this manager alone: the table that urllib3 gives it belongs to the whole
+                # process.
                 pool.pool_classes_by_scheme = classes
                 self._pools[proxy] = pool
             return self._pools[proxy]
@@ -124,6 +127,7 @@ class _Redirects(Retry):
 
     def new(self, **changes: Any) -> _Redirects:  # noqa: ANN401  (urllib3's)
         """Return what is left to do; the token is kept back there, too."""
+        # urllib3 makes the next one from the arguments of its own __init__ and nothing else.
         made = super().new(**changes)
         made.token = self.token
         return made
@@ -139,6 +143,7 @@ class _Redirects(Retry):
         """Count a redirect; raise StoreError where it leads to with the token."""
         location = response.get_redirect_location() if response is not None and self.token else None
         if response is not None and location and _is_carried_off(self.token, url or "", location):
+            # Unread: what it says is of no use, and the connection goes with it.
             response.close()
             place = urlsplit(urljoin(url or "", location))
             where = f"{place.scheme}://{place.netloc.rpartition('@')[2]}"
@@ -166,6 +171,7 @@ def _retries(token: str) -> _Redirects:
 def _is_carried_off(token: str, url: str, location: str) -> bool:
     """Whether a redirect would show a token to another host, or on the way to the same one."""
     before, after = urlsplit(url), urlsplit(urljoin(url, location))
+    # Some servers percent-encode what they send back, others do not.
     if token not in unquote(location) and token not in location:
         return False
     return before.hostname != after.hostname or (before.scheme, after.scheme) == ("https", "http")

@@ -17,6 +17,8 @@ BLOCK_BYTES = 4096
 REFUSALS = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
+# O_DIRECT is a flag of the open file, not of a call: only one thread may use a descriptor at a
+# time.
 class DirectWriter:
     """Writes large pieces, each thread by way of an aligned buffer of its own."""
 

@@ -75,4 +75,5 @@ class Durations:
         if size == 0:
             return 0.0
         speeds = [run.seconds / run.size for run in own or runs if run.size]
+        # The median: one slow run among the last three does not move it.
         return size * statistics.median(speeds[-COUNTED:]) if speeds else None

@@ -19,6 +19,7 @@ def read_scripts(text: str) -> Iterator[tuple[str, str]]:
 
     A name that is there as both is yielded twice, the console script last.
     """
+    # Only `=` separates: the value has a colon. `%` means nothing in this format.
     parser = configparser.ConfigParser(delimiters=("=",), strict=False, interpolation=None)
     # configparser would turn names into lower case: scripts are called as they are written.
     parser.optionxform = str  # type: ignore[assignment,method-assign]

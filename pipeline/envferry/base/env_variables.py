@@ -54,6 +54,7 @@ def is_fit(name: str, value: str) -> bool:
         size = len(value.encode())
     except UnicodeEncodeError:
         return False
+    # execve(2) takes strings that a NUL ends, so none can contain one.
     return bool(NAME.fullmatch(name)) and "\0" not in value and size <= MOST_VALUE_BYTES
 
 

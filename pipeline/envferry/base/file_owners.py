@@ -50,10 +50,12 @@ def deciding_folders(path: Path) -> tuple[Path, ...]:
     """
     found: dict[Path, None] = {}
     here, links = Path("/"), 0
+    # Not resolve(): it hides the folders in which links lie.
     left = [*reversed(path.absolute().parts[1:])]
     while left:
         part = left.pop()
         if part == "..":
+            # The parent is the right one: links on the way to `here` were followed already.
             here = here.parent
             continue
         found[here] = None
@@ -71,6 +73,7 @@ def deciding_folders(path: Path) -> tuple[Path, ...]:
 
 def is_open_to_everybody(status: os.stat_result) -> bool:
     """Whether every user can replace the files in a folder."""
+    # With the sticky bit, only the owner of a file, or of the folder, can replace it (unlink(2)).
     return bool(status.st_mode & OTHERS_WRITE) and not status.st_mode & stat.S_ISVTX
 
 

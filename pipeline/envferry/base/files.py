@@ -127,6 +127,8 @@ def mounts_in(path: Path, table: Path = MOUNTS) -> list[str]:
         lines = table.read_bytes().splitlines()
     except OSError:
         return []  # cannot be known without /proc
+    # The table has paths without links. Its fifth field is the mount point
+    # (proc_pid_mountinfo(5)).
     real = os.path.realpath(path)
     places = [unescaped(os.fsdecode(line.split(b" ")[4])) for line in lines]
     return sorted(place for place in places if place == real or place.startswith(f"{real}/"))
@@ -185,6 +187,7 @@ def let_read(path: Path, least: int) -> None:
 
     A directory with the sticky bit, such as /tmp, stays open.
     """
+    # Read and not assumed: a folder of the administrator may have more, setgid for example.
     found = stat.S_IMODE(path.stat().st_mode)
     wanted = (found | least) & ~(0 if found & stat.S_ISVTX else stat.S_IWOTH)
     if found != wanted:

@@ -33,6 +33,7 @@ class HttpLogin(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def basic(cls, user: str, password: str, source: str) -> HttpLogin:
         """Return the login of a user with a password."""
+        # Percent-encoded, because a colon in the name would end it.
         both = f"{quote(user, safe='')}:{quote(password, safe='')}"
         return cls(form="basic", secret=Secret(both), source=source)
 
@@ -46,6 +47,7 @@ class HttpLogin(msgspec.Struct, frozen=True, kw_only=True):
         if self.form == "basic":
             words = base64.b64encode(":".join(self.pair()).encode()).decode()
             return {"authorization": f"Basic {words}"}
+        # A conda token has no header: it is in the URL (`place`).
         return {"authorization": f"Bearer {self.secret.reveal()}"} if self.form == "bearer" else {}
 
     def place(self, url: str) -> str:

@@ -38,6 +38,7 @@ def open_input(path: Path) -> IO[bytes]:
         os.set_blocking(stream.fileno(), True)
         return io.BufferedReader(stream)
     start = stream.read(io.DEFAULT_BUFFER_SIZE)
+    # None: a process has the pipe open and has written nothing yet. Empty: none has it open.
     if start == b"":
         stream.close()
         raise OSError(errno.EPIPE, "it is a pipe that no process writes to", str(path))

@@ -152,6 +152,7 @@ def limited_response(limits: Limits) -> type[http.client.HTTPResponse]:
 
 def limited_connection(connection: type[Any], limits: Limits) -> type[Any]:
     """Return a class of connections (of http.client or of what builds on it) with limits."""
+    # A class and not an instance: urllib3 and botocore make their connections themselves.
     return type(connection.__name__, (connection,), {"response_class": limited_response(limits)})
 
 

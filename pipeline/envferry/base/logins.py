@@ -110,6 +110,7 @@ class Logins:
         login = self.find(placed, is_channel=is_channel)
         source = login.source if login else ""
         if is_channel and has_credentials(placed):
+            # For the hint: a token in the URL has to be corrected there.
             source = IN_SPEC
         place = Secret(bare_url(placed))
         return Authorized(place=place, login=login, source=source, is_channel=is_channel)
@@ -123,6 +124,7 @@ class Logins:
         parts = urlsplit(url)
         host = (parts.hostname or "").lower()
         is_told = not is_channel or has_credentials(url)
+        # An IPv6 address stands in brackets, as in a URL.
         named = f"[{host}]" if ":" in host else host
         if not is_told and (found := self._in_files(parts, [named])):
             return found
@@ -135,6 +137,7 @@ class Logins:
 
     def _in_spec(self, url: str) -> str:
         """Return the URL of a package with what its channel's URL in the spec says of logins."""
+        # The longest first: a channel may lie below another one.
         for bare in sorted(self._channels, key=len, reverse=True):
             if url.startswith(bare):
                 return self._channels[bare].reveal() + url.removeprefix(bare)
@@ -147,6 +150,7 @@ class Logins:
 
     def _in_netrc(self, host: str) -> HttpLogin | None:
         with self._guard:
+            # Under the lock: the file is read once, and a fault in it is reported once.
             if self._by_netrc is None:
                 self._by_netrc = _read_netrc(self._netrc) if self._netrc else {}
             return self._by_netrc.get(host)
@@ -161,6 +165,7 @@ class Logins:
             if not login or parts.scheme == "https" or is_loopback(parts.hostname or ""):
                 return login
             if parts.netloc not in self._withheld:
+                # One warning for a host: a channel has thousands of packages.
                 self._withheld.add(parts.netloc)
                 words = "%s is asked without its login in %s, which is sent over https only"
                 log.warning(words, f"http://{bare_url(parts.geturl()).split('/')[2]}", login.source)
@@ -176,6 +181,7 @@ def index_logins(environ: Mapping[str, str], home: Path | None) -> dict[str, Sec
     for word in words:
         login, _, place = urlsplit(plain_url(word)).netloc.rpartition("@")
         if login:
+            # uv's variables are read first, and the first login of a host stays.
             found.setdefault(place.lower(), Secret(login))
     return found
 

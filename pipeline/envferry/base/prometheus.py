@@ -42,12 +42,14 @@ def render_metrics(metrics: Iterable[Metric]) -> str:
 
 def escaped(text: str) -> str:
     """Return a label's value as the format has it."""
+    # The backslash first: the others add backslashes.
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def timestamp(time: str | None) -> int | None:
     """Return a time of a record, `2026-11-28T23:10:00Z`, as seconds since 1970."""
     try:
+        # fromisoformat takes `Z` only from Python 3.11 on.
         return int(datetime.fromisoformat((time or "").replace("Z", "+00:00")).timestamp())
     except ValueError:
         return None

@@ -78,8 +78,10 @@ def _excludes(rule: str, host: str, port: int | None) -> bool:
     name, rule_port = _split_port(rule)
     if rule_port is not None and rule_port != port:
         return False
+    # Compared as addresses, because an IPv6 address can be written in many ways.
     if address := _address(host):
         return address == _address(name)
+    # `corp`, `.corp` and `*.corp` all name `corp` and every host below it.
     name = name.removeprefix("*").strip(".")
     host = host.rstrip(".")
     return bool(name) and (host == name or host.endswith(f".{name}"))

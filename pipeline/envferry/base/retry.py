@@ -80,6 +80,7 @@ class FailureCount:
             return None
         usual = min(policy.longest_pause, policy.first_pause * 2 ** (self.failures - 1))
         shortened: float = usual * (0.5 + self.draw() / 2)
+        # What a server asks for is a minimum (RFC 9110, 10.2.3), so chance does not shorten it.
         return max(asked, shortened)
 
 
@@ -98,6 +99,8 @@ def persistently(
             if pause is None:
                 # The library's exception is the cause; `failure` only asked for another attempt.
                 raise failure.error from (failure.error.__cause__ or failure.__cause__)
+        # Outside the handler: an interrupt while waiting must not carry the failure as its
+        # context.
         wait(pause)
 
 

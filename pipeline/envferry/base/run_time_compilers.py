@@ -49,6 +49,7 @@ NEEDS: dict[str, CompilerNeed] = {
 
 BROUGHT: dict[Tool, re.Pattern[str]] = {
     "cc": re.compile(r"(gcc|gxx|clang|clangxx)(-linux-\w+)?|c-compiler|cxx-compiler|compilers"),
+    # `cxx-compiler` and `compilers` are conda-forge's metapackages, which pull in a compiler.
     "c++": re.compile(r"(gxx|clangxx)(-linux-\w+)?|cxx-compiler|compilers"),
     "ninja": re.compile(r"ninja(-base)?"),
     "nvcc": re.compile(r"cuda-(nvcc|compiler|toolkit)(-linux-\w+)?|cudatoolkit-dev|cuda"),
@@ -78,6 +79,7 @@ def compiler_findings(
     """Return which packages compile, in order; `has_tool` says what the machine has."""
     from packaging.utils import canonicalize_name
 
+    # The table is written in the canonical form of PEP 503, for conda's names as well.
     names = sorted({str(canonicalize_name(name)) for name in packages})
     brought = {
         tool for tool, form in BROUGHT.items() if any(form.fullmatch(name) for name in names)

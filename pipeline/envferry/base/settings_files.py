@@ -116,6 +116,8 @@ def read_file(path: Path) -> dict[str, SettingValue]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
+        # Never the system's file: what it requires must not be skipped because it cannot be
+        # reached.
         if path != SYSTEM_FILE and is_out_of_reach(path):
             return {}
         message = f"cannot read the settings in {path}: {error.strerror}"
@@ -168,6 +170,7 @@ def _loads(text: str, path: Path) -> dict[str, Any]:
 
 def _line_of(text: str, key: str) -> int:
     """Return the line on which a key of the top level first stands."""
+    # tomllib does not tell on which line a key stands.
     pattern = re.compile(rf"""\s*\[?\s*["']?{re.escape(key)}["']?\s*[=.\]]""")
     numbered = enumerate(text.splitlines(), 1)
     return next((number for number, line in numbered if pattern.match(line)), 1)

@@ -77,6 +77,7 @@ SETTINGS = (
         help="How installations share files: `auto`, `reflink`, `hardlink` or `copy`.",
     ),
     Setting(
+        # A string: TOML allows no leading zeros in integers.
         key="umask",
         variable="ENVFERRY_UMASK",
         kind="umask",
@@ -127,6 +128,7 @@ SETTINGS = (
         help="Downloads, builds and indexes; safe to delete.",
     ),
     Setting(
+        # The default is that of `Limits` (base/limits.py).
         key="min_speed",
         variable="ENVFERRY_MIN_SPEED",
         kind="number",
@@ -172,6 +174,7 @@ SETTINGS = (
         "only one command writes at a time.",
     ),
     Setting(
+        # Not in files: every user can read /etc/envferry/config.toml.
         key="sign_key",
         variable="ENVFERRY_SIGN_KEY",
         kind="secret",
@@ -214,6 +217,7 @@ SETTINGS = (
         in_files=False,
     ),
     Setting(
+        # Not in files: it says which file to read.
         key="config",
         variable="ENVFERRY_CONFIG",
         kind="path",

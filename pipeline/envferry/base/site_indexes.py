@@ -138,6 +138,7 @@ def _uv_file(path: Path) -> _Found:
         url = str(item.get("url", ""))
         if item.get("default"):
             found.main = url
+        # An explicit index is only for the packages that `tool.uv.sources` binds to it.
         elif not item.get("explicit") and url:
             found.extra = (*found.extra, url)
     known = {MAIN, EXTRA, "index"}
@@ -187,6 +188,7 @@ def _pip_file(path: Path) -> _Found:
             return found
         parser.read_string(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        # configparser's messages have several lines.
         words = " ".join(str(error).split())
         found.passed_over = (f"all of it, which cannot be read: {words} ({path})",)
         return found

@@ -62,5 +62,6 @@ def deciding_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 def _decides(name: str) -> bool:
     """Whether a variable is uv's, and may change its answer."""
+    # A site decides where its packages come from, and the lock notes it (`envferry_indexes`).
     is_index = name in INDEX_VARIABLES or re.fullmatch(r"UV_INDEX_\w+_(USERNAME|PASSWORD)", name)
     return name.startswith("UV_") and not is_index and not name.startswith(HOW_UV_WORKS)

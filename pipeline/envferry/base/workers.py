@@ -26,6 +26,7 @@ class Workers(ThreadPoolExecutor):
     def __init__(self, count: int, name: str) -> None:
         """Have at most `count` threads; `name` is what debuggers call them."""
         super().__init__(count, thread_name_prefix=name)
+        # Weak: a finished future would keep its result in memory.
         self.submitted: WeakSet[Future[Any]] = WeakSet()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:

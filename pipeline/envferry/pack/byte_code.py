@@ -33,6 +33,8 @@ class ByteCode:
         one where the environment is installed.
         """
         source = source_of(f"{self.tree}/{path}")
+        # Byte code outside `__pycache__` is imported without a source (PEP 3147): it stays as it
+        # is.
         if not source:
             return b""
         try:
@@ -46,6 +48,7 @@ class ByteCode:
         if len(header) < HEADER_BYTES or header[2:4] != END_OF_MAGIC or self.prefix in content:
             return None
         flags = int.from_bytes(header[4:8], "little")
+        # Not compared with the source at import, or of a form that is not known here.
         if flags not in (BY_TIME, BY_HASH):
             return b""
         # importlib.util.source_hash would take the magic number of the Python that runs this.

@@ -142,6 +142,7 @@ def _containers(descriptor: int, position: int, end: int) -> Iterator[str]:
 def _entries(descriptor: int, position: int, end: int) -> Iterator[str]:
     while position + ENTRY.size <= end:
         kind, _, header, length, _, _, _, _, number = _read(ENTRY, descriptor, position)
+        # Zeros, or an unknown form: a header without length would be read for ever.
         if header < ENTRY.size:
             return
         if kind in KINDS and number in ARCHITECTURES:

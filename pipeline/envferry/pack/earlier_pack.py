@@ -62,6 +62,7 @@ class PackNotes:
 
     def of(self, archive: Archive) -> PackNote | None:
         """Return the note of an archive, whatever it is called; None for one of others."""
+        # By the digest of its index: archives are moved and renamed.
         digest = blake3(archive.index_frame).hexdigest()
         notes = self.read(f"*-{archive.index.id}.json")
         return next((note for note in notes if note.index_blake3 == digest), None)
@@ -93,6 +94,8 @@ class PackNotes:
             # After the write: the new note is among those that are kept.
             for path in newest_first(self.directory, f"{stem}-{ANY_ID}.json")[NOTES_KEPT:]:
                 path.unlink(missing_ok=True)
+        # The archive is complete: a note that cannot be kept costs the next pack time, and fails
+        # nothing.
         except OSError as error:
             log.info("the next pack will compress everything: %s", error)
 
@@ -150,6 +153,7 @@ def open_earlier(source: FileSource, notes: PackNotes | None, level: int) -> Ear
     try:
         archive = Archive(source)
         note = notes.of(archive) if notes else None
+        # A note that counts other frames is damaged: it is treated as missing.
         if note and len(note.frames.plain) == len(archive.plans):
             same = note.compression == describe_compression(level)
             return EarlierFrames(archive, note.frames) if same else None

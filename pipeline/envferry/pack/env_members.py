@@ -73,6 +73,8 @@ class Listing:
         self.tree = tree
         self.prefix = prefix
         packages = [*conda_packages(tree), *pip_packages(tree)]
+        # The files of packages tell which folders with names of conda's own are part of the
+        # environment.
         walk = TreeWalk(tree, owned=chain.from_iterable(item.files for item in packages))
         found = [item for item in walk if not is_generated(item.path)]
         paths = {item.path for item in found}
@@ -84,6 +86,7 @@ class Listing:
         self.collector = MemberCollector(tree, prefix, self.packages, exclusion)
         self.collector.take(found)
         exclusion.warn_of_unused()
+        # All faults, and before a byte is written: whoever corrects them runs this once more.
         faults = [*walk.faults, *find_faults(tree, prefix, packages)]
         faults += tree_faults([member.entry for member in self.members], prefix)
         refuse_faults(faults)
@@ -141,6 +144,7 @@ class MemberCollector:
             if self.exclusion.covers(item.path):
                 continue
             if item.kind == "file" and item.path.endswith(".pyc"):
+                # Conda's packages list their byte code, so what is not listed was written later.
                 if item.path not in self.owners and self.owner_of(item.path).kind == "conda":
                     continue  # Python wrote it when it ran
                 head = byte_code.head(item.path)
@@ -170,12 +174,16 @@ class MemberCollector:
         else:
             content = self.changed_content(item.path, place)
             size = item.size if content is None else len(content)
+            # Only whether it can be run is kept: the rest of a mode is due to the umask of the
+            # build.
             entry = FileEntry(path=item.path, mode=0o755 if item.executable else 0o644, size=size)
             self.add_member(entry, place if content is None else content, head)
 
     def changed_content(self, path: str, place: str) -> bytes | None:
         """Return what a file holds in the archive where that is not what it holds in the tree."""
         if path in self.exclusion.rewritten:
+            # Byte code is here as well, and gets None: its head is replaced when the frame is
+            # packed.
             return self.fixed_config(path)
         if not is_conda_record(path):
             return self.exclusion.edited(path, place)

@@ -82,10 +82,13 @@ class Exclusion:
         record: dict[str, Any] = decode_json(content, dict[str, Any])
         files = [path for path in record["files"] if not self.covers(path)]
         lists = [path for path in files if RECORD.fullmatch(path) and self._changes(path, tree)]
+        # Their content changes while they are packed: the checksum in the record is of the old
+        # one.
         lists += [path for path in files if path in self.rewritten]
         if files == record["files"] and not lists:
             return content
         record["files"] = files
+        # Old records have `files` alone.
         entries = record.get("paths_data", {}).get("paths", [])
         changed = set(lists)
         carried = [entry for entry in entries if not self.covers(entry["_path"])]
@@ -94,6 +97,7 @@ class Exclusion:
                 entry.pop("sha256_in_prefix", None)
         if entries:
             record["paths_data"]["paths"] = carried
+        # Indented by two, as conda writes its records.
         return msgspec.json.format(msgspec.json.encode(record), indent=2)
 
     def _changes(self, path: str, tree: Path) -> bool:
@@ -108,6 +112,7 @@ class Exclusion:
         return "".join(kept).encode("utf-8", "surrogateescape")
 
     def _is_listed_excluded(self, line: str, base: str) -> bool:
+        # One line at a time, so that the lines that stay keep their bytes.
         row = next(csv.reader(io.StringIO(line)), [])
         return bool(row) and self.covers(posixpath.normpath(posixpath.join(base, row[0])))
 

@@ -77,6 +77,7 @@ def render_found(tree: Path, platform: str) -> bytes:
         "package": packages,
     }
     pip = [f"#   {item.owner.name}=={item.owner.version}\n" for item in pip_packages(tree)]
+    # Sorted: equal environments get equal locks, and the manifest binds the lock's digest.
     text = json.dumps(document, indent=1, sort_keys=True)
     return f"{HEADER}{''.join(pip)}{text}\n".encode()
 
@@ -98,6 +99,7 @@ def found_packages(tree: Path, platform: str) -> Iterator[dict[str, Any]]:
                 "version": owner.version,
                 "manager": "conda",
                 "platform": platform,
+                # Left empty: this lock says what is there and not how to create it.
                 "dependencies": {},
                 "url": record["url"],
                 "hash": hashes,

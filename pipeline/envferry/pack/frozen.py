@@ -30,6 +30,7 @@ def frozen_members(files: Sequence[FileEntry], name: str) -> Iterator[Member]:
     yield mark(CONDA_MARK, json.dumps({"message": message}, indent=1) + "\n")
     for entry in files:
         if entry.type == "directory" and STANDARD_LIBRARY.fullmatch(entry.path):
+            # The folder of the standard library is where installers look for it (PEP 668).
             yield mark(f"{entry.path}/{PIP_MARK}", f"[externally-managed]\nError={message}\n")
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from envferry.archive.members import Owner
 
 SCRIPTS = Path(__file__).with_name("scripts")
+# HAD tells an empty variable from one that was not set.
 SET = """\
     export _ENVFERRY_OLD_{name}="${{{name}-}}"
     export _ENVFERRY_HAD_{name}="${{{name}+x}}"
@@ -64,6 +65,7 @@ FILES = [
 if __name__ == "__main__":
     main({parts!r}, [MovedFile(*file) for file in FILES], {version!r})
 """
+# conda-unpack is one file: what our modules import from each other is in it already.
 OWN_IMPORTS = re.compile(
     r"^from (?:__future__|envferry)[\w.]* import (?:\([^)]*\)|[^\n(]*)\n", re.MULTILINE
 )
@@ -106,6 +108,7 @@ def fish_script(variables: Mapping[str, str]) -> str:
         FISH_SET.format(name=name, set=fish_set(name, value)) for name, value in variables.items()
     ]
     restored = [FISH_RESTORE.format(name=name) for name in variables]
+    # These lines are those of conda-pack 0.9, to which its version is limited.
     text = text.replace(FISH_SCRIPTS, "".join(settings) + FISH_SCRIPTS, 1)
     return text.replace(FISH_END, "".join(restored) + FISH_END, 1)
 
@@ -139,8 +142,10 @@ def conda_unpack(
         # The index does not have them yet: they are packed together with this script.
         edits = find_edits(content_of(member), prefix.encode(), None).edits
         items += moved_item(msgspec.structs.replace(member.entry, edits=edits), prefix)
+    # The code of `install` itself, so that both give the same bytes.
     sources = (inspect.getsource(module) for module in (relocating, shebangs, unpacking))
     text = UNPACK.format(
+        # In parts, so that conda-unpack does not hold the prefix and is never edited itself.
         parts=prefix.strip("/").split("/"),
         version=metadata.version("envferry"),
         files="".join(f"    {item!r},\n" for item in items).rstrip(),

@@ -93,6 +93,7 @@ def conda_package(path: Path) -> InstalledPackage:
             build=record.build,
         ),
         license=record.license or None,
+        # A record does not list itself.
         files=frozenset([*record.files, f"conda-meta/{path.name}"]),
         records={entry.path: entry for entry in record.paths_data.paths},
     )
@@ -138,6 +139,7 @@ def pip_package(tree: Path, record: Path) -> InstalledPackage:
     base = record.parent.parent.relative_to(tree)
     with record.open(newline="", encoding="utf-8") as stream:
         rows = [row[0] for row in csv.reader(stream) if row]
+    # Only name, version and licence are read: a description in another encoding does no harm.
     with record.with_name("METADATA").open(encoding="utf-8", errors="replace") as stream:
         metadata = email.parser.HeaderParser().parse(stream)
     # The folder's name says both, too, if less exactly.

@@ -47,6 +47,8 @@ def editable_packages(tree: Path, prefix: str) -> Iterator[str]:
             continue
         for line in path.read_text(errors="replace").splitlines():
             inside = is_below(line.strip(), prefix) or is_below(line.strip(), str(tree))
+            # `site` runs the lines that begin with `import`; others are paths, relative ones from
+            # its folder.
             if line.startswith("/") and not inside:
                 yield f"{path.relative_to(tree)}: adds {line.strip()}, outside the environment"
 
@@ -93,6 +95,7 @@ def lost_files(tree: Path, packages: Sequence[InstalledPackage]) -> Iterator[str
 
 def is_lost(tree: Path, file: str) -> bool:
     """Whether a file that a package lists is gone; byte code may be."""
+    # `.nonadmin` is never packed (NOT_CARRIED in tree_walk.py).
     return not os.path.lexists(tree / file) and not file.endswith((".pyc", ".nonadmin"))
 
 

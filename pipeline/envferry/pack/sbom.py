@@ -79,6 +79,7 @@ def bill_of_materials(ingredients: SbomInput) -> bytes:
         Component(type=ComponentType.APPLICATION, name=name, version=version)
         for name, version in sorted(built.tools.items())
     ]
+    # Sorted, and from the record of the build: equal builds give equal documents.
     metadata = BomMetaData(component=environment, tools=ToolRepository(components=tools))
     bom = Bom(
         serial_number=uuid.uuid5(NAMESPACE, built.lock_digest + built.platform),
@@ -91,6 +92,7 @@ def bill_of_materials(ingredients: SbomInput) -> bytes:
     for item in ingredients.packages:
         component = components[key_of(item)]
         needed = [found for name in item.dependencies if (found := _find(components, item, name))]
+        # A package requires itself where one of its extras asks for another one.
         bom.register_dependency(component, [one for one in needed if one is not component])
     outputter = make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6)
     return outputter.output_as_string(indent=1).encode() + b"\n"
@@ -170,6 +172,7 @@ def package_url(package: LockedPackage) -> PackageURL:
     """
     if package.manager == "pip":
         return PackageURL("pypi", name=canonicalize_name(package.name), version=package.version)
+    # Conda's URLs end in CHANNEL/SUBDIR/FILE.
     channel, subdir = urlsplit(package.url).path.split("/")[-3:-1]
     kind = "conda" if package.url.endswith(".conda") else "tar.bz2"
     qualifiers = {"build": package.build or "", "channel": channel, "subdir": subdir, "type": kind}

@@ -57,6 +57,7 @@ EXCEPTED = re.compile(r"[^\s()]+ WITH [^\s()]+")
 def spdx_expression(text: str) -> str | None:
     """Return a licence as an SPDX expression; None for one that cannot be told."""
     plain = " ".join(text.split())
+    # Without a synonym the second candidate is empty, which is not valid either.
     for candidate in (plain, SYNONYMS.get(plain.lower(), "")):
         try:
             return str(canonicalize_license_expression(candidate))
@@ -114,4 +115,5 @@ def _one_of(words: Iterator[str], word: str, accepts: Callable[[str], bool]) -> 
     if following != "WITH":
         return accepts(word), following
     whole = f"{word} WITH {next(words)}"
+    # An exception only adds permissions, so a licence that is accepted without it is enough.
     return accepts(whole) or accepts(word), next(words)

@@ -150,6 +150,7 @@ def add_companions(artifact: Artifact, built: BuiltEnv) -> None:
     sbom = lock_path.with_name(SBOM)
     if sbom.exists():
         write_bytes(sbom_path(artifact), sbom.read_bytes())
+    # After the SBOM: it writes the manifest last, and that makes the files an artifact.
     write_companions(artifact, lock_path.read_bytes())
 
 

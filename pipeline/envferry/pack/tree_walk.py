@@ -55,6 +55,7 @@ class TreeWalk:
                 yield TreeEntry(folder, "directory", is_empty=not items)
             for item in items:
                 path = f"{folder}/{item.name}" if folder else item.name
+                # The rule of `install`, applied where the path can still be changed.
                 if fault := path_fault(path):
                     self.faults.append(fault)
                 elif item.is_dir(follow_symlinks=False):
@@ -92,4 +93,5 @@ class TreeWalk:
     def is_carried(self, name: str) -> bool:
         """Whether something in the environment's own folder belongs to it."""
         is_other = name in NOT_CARRIED or name.endswith(LEFTOVERS)
+        # A package may have a folder of such a name: then it is part of the environment.
         return name in self.owned or not is_other

@@ -79,12 +79,14 @@ def vendored_in(package: InstalledPackage, tree: Path) -> tuple[VendoredLibrary,
     said: dict[tuple[str, str], VendoredLibrary] = {}
     for file in sorted(filter(SBOM_FILE.fullmatch, package.files)):
         for one in _read_sbom(tree / file, file):
+            # The SBOM of a wheel may list the wheel itself.
             if canonicalize_name(one.name) != canonicalize_name(package.owner.name):
                 said.setdefault((one.name, one.version), one)
     names = {_stem(one.name) for one in said.values()}
     shown: dict[str, VendoredLibrary] = {}
     for file in sorted(package.files):
         found = GRAFTED.fullmatch(file)
+        # What an SBOM names is not counted again by its file.
         if found and not any(_stem(found["name"]).startswith(name) for name in names if name):
             shown.setdefault(found["name"], VendoredLibrary(name=found["name"], evidence=file))
     return (*said.values(), *shown.values())
@@ -104,6 +106,7 @@ def distributions_in(files: Iterable[str], tree: Path) -> tuple[tuple[str, str],
 def _head(path: Path) -> str:
     try:
         with path.open(encoding="utf-8", errors="replace") as stream:
+            # Headers end at the first empty line; what follows is the description.
             return stream.read(1 << 16).partition("\n\n")[0]
     except OSError:
         return ""
@@ -113,7 +116,9 @@ def _read_sbom(path: Path, file: str) -> Iterator[VendoredLibrary]:
     """Yield the components of a CycloneDX file; one that is something else is named."""
     try:
         with path.open("rb") as stream:
+            # A longer one is cut off here, and is skipped below: it is not valid JSON any more.
             data = stream.read(MOST_SBOM + 1)
+        # Some writers put null where others omit a field; msgspec takes no null for a string.
         found = decode_json(_pruned(data), _Sbom)
     except (OSError, msgspec.MsgspecError) as error:
         log.warning("%s is skipped: it is not a CycloneDX document (%s)", file, error)

@@ -74,6 +74,7 @@ def attest(
 
 def countersign(envelope: Envelope, keys: tuple[SigningKey, ...]) -> Envelope:
     """Add the signatures of keys that have not signed yet."""
+    # By what verifies and not by the ids: a damaged signature is made once more.
     have = {key.id for key in signers_of(envelope, tuple(key.public for key in keys))}
     fresh = tuple(key for key in keys if key.public.id not in have)
     signatures = (*envelope.signatures, *sign(envelope.message, fresh))
@@ -143,6 +144,7 @@ def read_provenance(attestation: bytes, what: str) -> Provenance:
 
 def require_described(manifest: Manifest, manifest_data: bytes, what: str) -> None:
     """Raise IntegrityError unless these bytes are the manifest: they may be read at two times."""
+    # Compared as values: a manifest of an older version has other bytes than we would write.
     if from_json(manifest_data, Manifest, what) != manifest:
         message = f"{what} was changed while it was read"
         raise IntegrityError(message, hint="run the command again")
@@ -180,6 +182,7 @@ def encode_envelope(envelope: Envelope) -> bytes:
 def unsigned(what: str, by: list[str], keys: tuple[PublicKey, ...]) -> IntegrityError:
     """Describe what none of the trusted keys signed; `by` are the ids of those that did."""
     trusted = ", ".join(f"{key.id} ({key.name})" for key in keys) or "none"
+    # The ids are those of the envelope, whose writer chose how long they are.
     found = f"signed only by {', '.join(by)[:200]}" if by else "not signed at all"
     message = f"{what} is not signed by a trusted key: {found}; trusted: {trusted}"
     hint = "ask the person who pushed it to push it again with `--sign-key`"

@@ -76,6 +76,7 @@ class TrustBundle(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     created: str
     keys: tuple[BundleKey, ...]
+    # msgspec gives each value a copy of an empty default.
     thresholds: dict[Role, int] = {}
     """How many keys must sign; one where it does not say."""
     revoked_keys: tuple[RevokedKey, ...] = ()
@@ -234,6 +235,7 @@ def _require_signed(envelope: Envelope, by: TrustBundle, what: str, now: datetim
 
 def open_bundle(envelope: Envelope, what: str) -> TrustBundle:
     """Decode a payload, and see that it is one that a host can use; raise IntegrityError if not."""
+    # DSSE signs the type as well: another statement by the same keys is not taken for a bundle.
     if envelope.payload_type != PAYLOAD_TYPE:
         message = f"{what} holds something else: {envelope.payload_type[:60]}"
         raise IntegrityError(message, hint=HINT)
@@ -269,6 +271,8 @@ def fault_of(bundle: TrustBundle) -> str:
         having = {
             id_ for id_, key in zip(ids, bundle.keys, strict=True) if role in key.roles
         } - bundle.revoked_ids
+        # A role without keys may demand any number: nothing can be signed as it. Bundles
+        # themselves need a root.
         if least < 1 or (having and least > len(having)) or (role == "root" and not having):
             return f"{role} asks for {least} keys of {len(having)}"
     return "" if bundle.version >= 1 else f"its version is {bundle.version}"

@@ -34,6 +34,7 @@ def add_key(key: BundleKey) -> Callable[[TrustBundle], TrustBundle]:
     id_ = key.public.id
 
     def change(bundle: TrustBundle) -> TrustBundle:
+        # By id and not by name: a key that is listed twice would count twice.
         others = tuple(one for one in bundle.keys if one.public.id != id_)
         return msgspec.structs.replace(bundle, keys=(*others, key))
 
@@ -94,10 +95,12 @@ class BundleEditor(msgspec.Struct, frozen=True):
             message = f"the trust bundle would not work: {fault}"
             hint = "a first bundle needs a key with --role root; thresholds need as many keys"
             raise UsageError(message, hint=hint)
+        # The old ones as well: they have to sign the version that replaces them.
         roots = (*new.keys_for("root", self.now), *old.keys_for("root", self.now))
         if not {key.public.id for key in self.keys} & {key.id for key in roots}:
             message = "none of the keys that sign is a root key of the trust bundle"
             raise UsageError(message, hint="give --sign-key with a root key")
+        # Thresholds are a dictionary: equal bundles must be equal bytes to sign.
         body = msgspec.json.encode(new, order="deterministic")
         envelope = seal(PAYLOAD_TYPE, body, self.keys)
         return SignedBundle(new, BundleFile(bundle=envelope, history=_history(before)))
@@ -107,6 +110,7 @@ class BundleEditor(msgspec.Struct, frozen=True):
         envelope = signed.file.bundle
         public = tuple(key.public for key in self.keys)
         have = {key.id for key in signers(envelope.message, envelope.signatures, public)}
+        # Over the bytes as they are: encoded again they might differ and void other signatures.
         fresh = sign(envelope.message, (key for key in self.keys if key.public.id not in have))
         envelope = msgspec.structs.replace(envelope, signatures=(*envelope.signatures, *fresh))
         return SignedBundle(signed.bundle, msgspec.structs.replace(signed.file, bundle=envelope))

@@ -31,12 +31,14 @@ def load_signer(names: Iterable[str | Path], tag_days: int | None = None) -> Sig
     keys = tuple(open_signing_key(str(name)) for name in names)
     secret = settings().sign_key
     if not keys and secret:
+        # Only without keys on the command line: these replace the variable and do not add to it.
         keys = (open_told_key(secret.reveal(), "ENVFERRY_SIGN_KEY"),)
     if not keys:
         if tag_days is not None:
             message = "--tag-expires needs a key: only signed tags expire"
             raise UsageError(message, hint="add --sign-key FILE")
         return None
+    # One moment for both: the end of a tag counts from the time that is signed with it.
     now = datetime.now(timezone.utc)
     expires = "" if tag_days is None else rfc3339(now + timedelta(days=tag_days))
     return Signer(keys=keys, who=_who(), time=rfc3339(now), tags_expire=expires)
@@ -69,6 +71,7 @@ def load_trust(
     clock = host_clock(envs_dir)
     bundle = read_kept_bundle(bundle_path())
     identities = read_identities(here.trusted_dir.parent / IDENTITIES_DIR)
+    # NO_KEYS_DIR: the named files alone.
     named_keys = (*read_trusted_keys(NO_KEYS_DIR, paths), *read)
     # A missing directory that was named may be misspelled: everything would be accepted then.
     safe = is_required or bundle or named_keys or identities
@@ -124,6 +127,7 @@ def read_kept_bundle(path: Path) -> TrustBundle | None:
     from envferry.trust.bundle import read_bundle
     from envferry.trust.signing import refuse_world_writable
 
+    # lexists: a dangling link was meant to lead to a bundle, and is an error below.
     if not os.path.lexists(path):
         return None
     if not path.is_file():

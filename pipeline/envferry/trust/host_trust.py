@@ -212,6 +212,7 @@ class Trust:
 
         `what` names the record in errors. What is accepted is remembered.
         """
+        # Identities sign artifacts and never tags: without keys, a tag cannot be checked.
         if not self.keys:
             if self.identities:
                 self._warn(what)
@@ -225,6 +226,7 @@ class Trust:
         # After the signatures, which cover the times.
         self._check_age(record, what)
         if self.envs_dir is not None:
+            # By platform: each has its own record of a tag, with a counter of its own.
             path = self.envs_dir / SEEN_DIRECTORY / f"{name.platform}-{name}.json"
             self._forbid_downgrade(name, record, path)
 

@@ -65,8 +65,10 @@ def read_identities(directory: Path) -> Identities:
         raise UsageError(message, hint=f"write {EXAMPLE} into one, or remove the directory")
     root = directory / TRUSTED_ROOT
     if os.path.lexists(root):
+        # Whoever can change it decides whose certificates count.
         refuse_world_writable(root, "Sigstore trusted root")
     return Identities(
+        # Two files may name the same identity.
         accepted=tuple(dict.fromkeys(map(_read_identity, paths))),
         trusted_root=root if os.path.lexists(root) else None,
     )
@@ -86,6 +88,7 @@ def _read_identity(path: Path) -> Identity:
     except (UnicodeDecodeError, TomlFault, msgspec.ValidationError) as error:
         msg = f"{what} is damaged: {error}"
         raise UsageError(msg, hint=hint) from error
+    # sigstore takes an empty issuer for any: each provider could vouch for the identity.
     if not found.identity or not found.issuer:
         msg = f"{what} has an empty identity or issuer"
         raise UsageError(msg, hint=hint)

@@ -34,6 +34,7 @@ def open_signing_key(name: str, ask: PassphrasePrompt = find_passphrase) -> Sign
 def open_told_key(text: str, source: str, ask: PassphrasePrompt = find_passphrase) -> SigningKey:
     """Open the key that a variable holds, or names; `source` is its name in errors."""
     name = text.strip()
+    # Any other text is the key itself: CI services hand secrets over in variables.
     if name.startswith((SSH, PKCS11)):
         return open_signing_key(name, ask)
     return parse_signing_key(text.encode(), source, ask)

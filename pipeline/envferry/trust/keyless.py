@@ -59,6 +59,7 @@ class KeylessSigner(msgspec.Struct, frozen=True, kw_only=True):
 
     def require_identity(self) -> None:
         """Raise UsageError unless there is a token; before anything is built or sent."""
+        # Without a statement, the worker only looks for the token and reads the configuration.
         self._ask("")
 
     def sign(self, manifest: Manifest, manifest_data: bytes, channel: str) -> bytes:
@@ -146,6 +147,7 @@ def verify_identity(
         who = claimed_identity(sigstore, f"the Sigstore bundle of {manifest.stem}")
         message = f"{what} is not signed by a trusted identity: {answer.wrong}; its certificate"
         message += f" names {who}; trusted: {expected}"
+        # A certificate may hold names of any length, and none of it is verified here.
         raise IntegrityError(message[:2000], hint=hint)
     require_published(answer.payload.encode(), answer.payload_type, manifest, manifest_data)
     return VerifiedArtifact(
@@ -167,6 +169,7 @@ def _ask(
     explain: Callable[[Finished], PipelineError],
 ) -> Answer:
     """Ask a worker whose home is empty: what sigstore kept there is neither read nor left."""
+    # sigstore keeps TUF metadata below these directories.
     with tempfile.TemporaryDirectory(prefix="envferry-sigstore-") as directory:
         places = {"HOME": directory, "XDG_CACHE_HOME": directory, "XDG_DATA_HOME": directory}
         if certificates := network().certificates:

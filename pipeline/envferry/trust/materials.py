@@ -38,6 +38,7 @@ def read_materials(manifest: Manifest, lock_data: bytes) -> tuple[Material, ...]
     try:
         from envferry.specs.locks import parse_lock
     except ModuleNotFoundError as error:
+        # Any other missing module is a bug and not a missing extra.
         if error.name != "yaml":
             raise
         message = f"signing {manifest.stem} reads its lock, which requires PyYAML"
@@ -86,6 +87,7 @@ def _image(image: str | None) -> tuple[Material, ...]:
 
 
 def _material(package: LockedPackage, publishers: tuple[str, ...] | None) -> Material:
+    # Names of in-toto's DigestSet, but for TREE_DIGEST.
     strong = {"git": "gitCommit", "directory": TREE_DIGEST}.get(package.kind, "sha256")
     digests = {strong: package.sha256, "md5": package.md5}
     return Material(

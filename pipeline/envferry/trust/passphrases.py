@@ -43,6 +43,7 @@ def new_passphrase(what: str) -> str:
     Raises UsageError for an empty one, and for two that differ.
     """
     here = settings()
+    # A variable or a file is not retyped: only what was typed blind can be mistyped unseen.
     asks = not (here.key_passphrase or here.key_passphrase_file)
     found = find_passphrase(what)
     if not found:

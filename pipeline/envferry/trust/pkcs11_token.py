@@ -48,6 +48,7 @@ class TokenUri(msgspec.Struct, frozen=True):
             message = "a PIN does not belong on a command line (pin-value)"
             hint = "leave it out to be asked, or name a file: pin-source="
             raise UsageError(message, hint=hint)
+        # RFC 7512, 2.3: `;` separates the attributes of the path, `&` those of the query.
         path, _, query = text.removeprefix(SCHEME).partition("?")
         said = _attributes(path, ";", PATH_ATTRIBUTES, text)
         said |= _attributes(query, "&", QUERY_ATTRIBUTES, text)
@@ -122,6 +123,7 @@ def _find_token(wanted: TokenUri) -> Any:  # noqa: ANN401  (the library has no t
     import pkcs11
 
     module = pkcs11.lib(wanted.module)
+    # None matches every token; python-pkcs11 compares serials as bytes.
     serial = wanted.serial.encode() or None
     return module.get_token(token_label=wanted.token or None, token_serial=serial)
 
@@ -171,6 +173,7 @@ def _explain(error: Exception, what: str, wanted: TokenUri) -> UsageError | NotF
         return UsageError(message, hint="add token=, serial= or id= to the URI")
     if isinstance(error, exceptions.PinIncorrect | exceptions.PinLenRange):
         message = f"the PIN of the token with {what} is wrong"
+        # Never tried again by itself: tokens count wrong PINs.
         return UsageError(message, hint="it was tried once; too many wrong ones lock the token")
     if isinstance(error, exceptions.PinLocked):
         message = f"the token with {what} is locked: too many wrong PINs"

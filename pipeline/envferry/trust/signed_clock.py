@@ -64,11 +64,13 @@ class SignedClock(msgspec.Struct, frozen=True):
                 raise
             return self.clock  # another user's host: what it has seen is not for us to read
         seen = parse_time(from_json(data, NewestTime, str(path)).time)
+        # A floor: a clock that was set back does not revive what the newest record says has ended.
         return max(seen, self.clock)
 
     def see(self, time: str, record: str) -> None:
         """Note the time of a signed record that was accepted, if it is newer than all before."""
         path = self._path
+        # A time that is not valid counts as 1970 (parse_time), and so is never noted.
         if path is None or not self.notes or parse_time(time) <= self.now:
             return
         if parse_time(time) - self.clock > TOLERATED:

@@ -70,6 +70,7 @@ def attest_file(subject: Subject, kind: StatementKind, signer: Signer) -> bytes:
         predicate_type=kind.predicate,
         predicate={"who": signer.who, "time": signer.time},
     )
+    # The envelope keeps these bytes: who verifies never encodes the statement again.
     body = msgspec.json.encode(statement, order="sorted")
     return encode_envelope(seal(PAYLOAD_TYPE, body, signer.keys))
 
@@ -86,6 +87,7 @@ def verify_file(
         data = read_signed(signed.attestation, kind)
         envelope = decode_envelope(data, f"{what}: its attestation")
     except NotFound:
+        # Without a statement it is unsigned: a missing file is the usual form of that.
         raise _not_signed(what, [], (kind, keys)) from None
     found = signers_of(envelope, keys)
     if envelope.payload_type != PAYLOAD_TYPE or not found:

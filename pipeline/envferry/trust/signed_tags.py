@@ -57,4 +57,5 @@ def tag_message(name: TagName, record: TagRecord) -> bytes:
         "schema": record.schema,
         "tag": name.tag,
     }
+    # Sorted and without blanks: the signed bytes are made again from the record (docs/format.md).
     return pre_authentication_encoding(TAG_PAYLOAD_TYPE, msgspec.json.encode(body, order="sorted"))

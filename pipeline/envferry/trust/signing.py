@@ -44,6 +44,7 @@ class PublicKey:
     name: str
     """Where it came from, for messages."""
     id: str
+    # The id is a digest of the key, so comparing it is enough.
     key: Ed25519PublicKey = field(repr=False, compare=False)
 
 
@@ -138,6 +139,7 @@ def parse_signing_key(pem: bytes, what: str, ask: PassphrasePrompt | None = None
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     try:
+        # Without a passphrase first: a key that has none must not ask for one.
         key = _load_private(pem, None)
     except TypeError:  # it is encrypted
         if ask is None:

@@ -87,6 +87,7 @@ def publish_statement(manifest: Manifest, manifest_data: bytes, channel: str) ->
 
     `manifest_data` are the manifest's bytes as stored.
     """
+    # The log is public: the path of a folder is not written into it.
     predicate = Published(target_channel=channel.rstrip("/")) if "://" in channel else None
     statement = PublishStatement(subject=(_subject(manifest, manifest_data),), predicate=predicate)
     return msgspec.json.encode(statement, order="sorted")
@@ -126,6 +127,7 @@ def require_published(
         message = f"{what} is not about publishing (CEP 27): {statement.predicate_type[:200]!r}"
         raise IntegrityError(message, hint=SIGN_HINT)
     wanted = _subject(manifest, manifest_data)
+    # Exactly one: CEP 27 allows no other subject beside it.
     if statement.subject != (wanted,):
         found = ", ".join(f"{one.name} {one.digest}" for one in statement.subject)[:500]
         message = f"{what} is about another artifact: {found}; expected {wanted.name} with the"
@@ -157,6 +159,7 @@ def claimed_identity(data: bytes, what: str) -> Identity:
 
     raw = decode_sigstore_bundle(data, what).verification_material.certificate.raw_bytes
     try:
+        # Only read: whether a Sigstore issued it is for the library to say.
         certificate = x509.load_der_x509_certificate(base64.b64decode(raw))
         return Identity(identity=_subject_name(certificate), issuer=_issuer(certificate))
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
@@ -173,6 +176,7 @@ def _subject_name(certificate: Certificate) -> str:
     from cryptography import x509
 
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    # Fulcio writes workflows as a URI, people as a mail address.
     for kind in (x509.UniformResourceIdentifier, x509.RFC822Name):
         for name in names.get_values_for_type(kind):
             return str(name)

@@ -166,6 +166,7 @@ def _verify(request: BundleRequest, scratch: Path) -> BundleAnswer:
         verifier = _verifier(request.trusted_root, scratch)
     except (Error, ValueError) as error:
         return BundleAnswer(wrong_root=_cause(error))
+    # Both in one call: the library checks the chain, the log and the policy together.
     policy = _AnyOf(request.accepted)
     try:
         bundle = Bundle.from_json(request.bundle)

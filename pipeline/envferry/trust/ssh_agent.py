@@ -87,6 +87,7 @@ def open_agent_key(name: str, agent: str) -> SigningKey:
     wanted = name.removeprefix(SCHEME)
     held = list_agent_keys(agent)
     usable = [key for key in held if key.raw]
+    # A public key file tells the key without doubt; two keys may have the same comment.
     blob = _read_blob(expand_home(Path(wanted))) if wanted.endswith(".pub") else b""
     found = [key for key in usable if not wanted or _is_called(key, wanted) or key.blob == blob]
     if len(found) == 1:
@@ -108,6 +109,7 @@ def list_agent_keys(agent: str) -> list[AgentKey]:
         raise HostError(message, hint="is it locked? `ssh-add -X` unlocks it")
     # After the type come four bytes with the number of keys.
     fields = list(_strings(answer[5:]))
+    # Of a list that is cut off, a key without its comment is left out.
     pairs = zip(fields[::2], fields[1::2], strict=False)
     return [AgentKey(agent, blob, comment.decode(errors="replace")) for blob, comment in pairs]
 
@@ -137,6 +139,7 @@ def _ask(agent: str, request: bytes) -> bytes:
             connection.settimeout(PATIENCE_SECONDS)
             connection.connect(agent)
             connection.sendall(_string(request))
+            # An answer is an SSH string: four bytes of length, then the message.
             length = int.from_bytes(_receive(connection, 4), "big")
             # Before anything is read: another program's socket may say any length.
             if length > MOST_BYTES:

@@ -41,6 +41,7 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     type: str = msgspec.field(name="_type", default=STATEMENT_TYPE)
     subject: tuple[Subject, ...]
     predicate_type: str
+    # Not typed here: each type of predicate has a form of its own.
     predicate: dict[str, Any]
 
 
@@ -74,6 +75,7 @@ def image_subject(manifest: Manifest, digest: str) -> Subject:
 
     `digest` is that of the image's manifest, `sha256:HEX`.
     """
+    # in-toto names the algorithm in the key, an OCI digest in front of the hex digits.
     return Subject(f"{manifest.archive.file}#image", {"sha256": digest.removeprefix("sha256:")})
 
 
@@ -144,6 +146,7 @@ def require_subjects(
     statement: Statement, manifest: Manifest, manifest_data: bytes, what: str
 ) -> None:
     """Raise IntegrityError unless the statement is about this very manifest and archive."""
+    # An image's subject has a SHA-256 alone, and so None here.
     said = {subject.name: subject.digest.get("blake3") for subject in statement.subject}
     # Ours must be among them; others, such as the image's, are for other tools to check.
     for subject in subjects_of(manifest, manifest_data):

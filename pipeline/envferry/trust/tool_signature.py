@@ -67,6 +67,7 @@ def verify_tool(
     what = f"the tool in {directory}"
     sums = _read(directory / SUMS, MOST_RECORD_BYTES)
     signed = SignedFile(what, subject_of(SUMS, sums), directory / TOOL_ATTESTATION)
+    # The signature first: nothing in an unsigned list is believed.
     verified = verify_file(signed, TOOL, keys, least=least)
     if faults := list(_file_faults(directory, sums)):
         shown = "; ".join(faults[:5])
@@ -96,7 +97,9 @@ def is_run_file(path: Path) -> bool:
 def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
     listed = {}
     for line in sums.decode(errors="replace").splitlines():
+        # Two blanks, as sha256sum writes them in text mode.
         digest, _, name = line.partition("  ")
+        # Names are joined to the folder below: one with `..` would be read elsewhere.
         if not FILE_NAME.fullmatch(name):
             yield f"{SUMS} names {name!r}"
             continue
