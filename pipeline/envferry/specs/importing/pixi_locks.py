@@ -41,6 +41,7 @@ def read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
     environment = _environment(document["environments"], path, draft)
     draft.channels = [channel_name(str(item["url"])) for item in environment.get("channels") or []]
     indexes = [str(item) for item in environment.get("indexes") or []]
+    # Environments list places only; what is known of a package stands once, for all of them.
     known = {_place(item): item for item in document.get("packages") or []}
     packages = []
     direct = set()
@@ -165,6 +166,7 @@ def _pypi_url(place: str, folder: Path) -> tuple[str, str]:
         return git_url(place.removeprefix("git+"))
     if "://" in place:
         return without_login(place.removeprefix(DIRECT)), ""
+    # As text: a link in the path stays, as the lock's author wrote it.
     target = Path(os.path.normpath(folder.absolute() / place))
     is_file = target.name.endswith((".whl", ".tar.gz", ".zip"))
     return target.as_uri() + ("" if is_file else "/"), ""

@@ -63,6 +63,7 @@ def draft_poetry(
         f"[tool.poetry] {key}: {all_of(poetry[key])}"
         for key in sorted(poetry.keys() - {*READ, *FACTS})
     ]
+    # Without its own table, which would count there as another tool's.
     others = {**document, "tool": {k: v for k, v in document["tool"].items() if k != "poetry"}}
     draft.left_out += other_requirements(others)
     draft.notes.append(
@@ -114,6 +115,7 @@ class _Reader:
 
     def requirements(self, name: str, wanted: object) -> Iterator[str]:
         """Yield the requirement of a dependency, or one for each of its alternatives."""
+        # A list has one entry for each python or platform, told apart by markers.
         for one in wanted if isinstance(wanted, list) else [wanted]:
             if isinstance(one, str):
                 yield name + self._versions(name, one)

@@ -60,6 +60,7 @@ def conda_python(requires_python: str, path: Path) -> str:
     except InvalidSpecifier as error:
         message = f"{path}: `requires-python = {requires_python!r}` is not a valid version"
         raise SpecError(message, hint="write it as in `>=3.10`") from error
+    # Sorted: a SpecifierSet has no order, and the text of a spec must not change by chance.
     parts = sorted(str(item) for item in specifiers)
     return f"python {','.join(part.replace('===', '==') for part in parts)}".strip()
 
