@@ -91,6 +91,7 @@ _Key = tuple[str, str]
 
 
 def _by_name(packages: tuple[LockedPackage, ...]) -> dict[_Key, LockedPackage]:
+    # Without the half: a package that moved from one to the other is one change, not two.
     return {(package.platform, package.name): package for package in packages}
 
 

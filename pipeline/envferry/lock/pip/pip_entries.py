@@ -65,6 +65,7 @@ def chosen_package(
     return LockedPackage(
         manager="pip",
         name=entry["name"],
+        # uv gives no version for an archive that a requirement names; a wheel's name has it.
         version=entry.get("version") or (file_name.split("-")[1] if wheel else NO_VERSION),
         platform=request.platform,
         url=_url(file, request),

@@ -162,9 +162,11 @@ def _publisher_of(bundle: AttestationBundle, distribution: Distribution) -> Publ
     if not bundle.attestations:
         message = "it names a publisher, and has no attestation of it"
         raise AttestationError(message)
+    # One that does not verify is enough to refuse them all.
     for attestation in bundle.attestations:
         attestation.verify(bundle.publisher, distribution, offline=True)
     said = bundle.publisher.model_dump()
+    # Each kind has names of its own: GitLab's `workflow_filepath` is GitHub's `workflow`.
     return Publisher(
         kind=said["kind"],
         repository=said.get("repository") or said.get("vcs_origin") or "",

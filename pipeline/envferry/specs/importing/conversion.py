@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from envferry.specs.drafts import RelaxLevel
     from envferry.specs.importing.foreign_lock import ForeignLock
 
+# Names of formats and tools: the folder's name tells more of the environment.
 GENERIC_STEMS = (
     *("environment", "env", "requirements", "pixi", "pyproject", "explicit", "conda"),
     *("uv", "pylock", "conda-lock", "venv", "virtualenv"),
@@ -104,6 +105,7 @@ def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Import
 
     Raises NotFound when it is not there, SpecError when it cannot be read as anything.
     """
+    # By the content: a name proves nothing, and many lists have none that is usual.
     kind, text = recognise(source)
     lock: ForeignLock | None = None
     if kind is FileKind.ENVIRONMENT:
@@ -227,6 +229,7 @@ def _finished(draft: SpecDraft, source: Path, options: ImportOptions) -> SpecDra
 
 def _give_pip_to_conda(draft: SpecDraft) -> None:
     """Ask conda for the pip that the pip half asks for: an environment holds one."""
+    # A copy, as lines are taken out of the list meanwhile.
     for line in [*draft.pip]:
         wanted = re.fullmatch(r"pip\s*(?P<version>[=<>!~][^;@]*)?", line)
         if wanted:

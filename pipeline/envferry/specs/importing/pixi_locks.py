@@ -73,6 +73,7 @@ def _platforms(
     subdirs = {name: str(one.get("subdir") or name) for name, one in tables.items()}
     taken: dict[str, str] = {}
     named = environment["packages"].items()
+    # False sorts before True: a platform that is called like its subdir is taken first.
     for name, places in sorted(named, key=lambda item: item[0] != subdirs.get(item[0], item[0])):
         subdir = subdirs.get(name, name)
         if subdir not in PLATFORMS.values():
@@ -85,6 +86,7 @@ def _platforms(
         else:
             taken[subdir] = name
             for text in tables.get(name, {}).get("virtual-packages") or []:
+                # `__cuda=12.4=0`: name, version and build.
                 what, _, value = str(text).removeprefix("__").partition("=")
                 if what in ("cuda", "glibc") and subdir.startswith("linux"):
                     draft.system.setdefault(what, value.partition("=")[0])
@@ -130,6 +132,7 @@ def _locked_package(item: Mapping[str, Any], platform: str, folder: Path) -> Loc
         return LockedPackage(
             manager="pip",
             name=str(canonicalize_name(str(item["name"]))),
+            # 0 for a source whose version only a build can tell.
             version=str(item.get("version") or "0"),
             platform=platform,
             url=url,

@@ -98,6 +98,7 @@ class _Reader:
         is_first = len(others) == len(tables)
         for table in others:
             label = f"[[tool.poetry.source]] {table.get('name', '')}"
+            # poetry before 1.5 has `secondary = true` instead of priorities.
             priority = table.get(
                 "priority", "supplemental" if table.get("secondary") else "primary"
             )
@@ -159,6 +160,7 @@ class _Reader:
         except (InvalidMarker, ValueError) as error:
             message = f"{self.path}: the markers of {name} are not valid: {error}"
             raise SpecError(message, hint="correct them") from error
+        # In brackets, as a part may have an `or`.
         return " and ".join(f"({one})" if len(found) > 1 else one for one in found)
 
     def _versions(self, name: str, constraint: str) -> str:

@@ -47,6 +47,7 @@ class _Target(msgspec.Struct, frozen=True, kw_only=True):
         return {**variables, "extras": set(), "dependency_groups": {*self.groups}}
 
     def accepts(self, marker: str | None) -> bool:
+        # In this context `extras` and `dependency_groups` are sets (PEP 751).
         return not marker or Marker(marker).evaluate(self.environment, context="lock_file")
 
 

@@ -67,6 +67,7 @@ def conda_python(requires_python: str, path: Path) -> str:
 
 def git_requirement(name: str, table: dict[str, Any]) -> str:
     """Return the requirement on a git repository that a TOML table names."""
+    # The most exact one first: a branch moves, a tag may, a commit does not.
     revision = table.get("rev") or table.get("tag") or table.get("branch")
     at = f"@{revision}" if revision else ""
     folder = f"#subdirectory={table['subdirectory']}" if table.get("subdirectory") else ""
