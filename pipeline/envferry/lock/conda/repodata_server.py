@@ -125,7 +125,7 @@ class RepodataServer(msgspec.Struct):
         if self.offline:
             msg = f"{redact(url)} is not there"
             raise not_cached(msg)
-        # `+=` reads and writes: without the lock, threads would lose some.
+        # `+=` reads and writes: without the guard, threads would lose some.
         with self._guard:
             self.expected.items += 1
         with self._answer(url, {}, ABSENT) as response:

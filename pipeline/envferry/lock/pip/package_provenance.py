@@ -149,7 +149,7 @@ def _ask(
     request: PipRequest, packages: Sequence[LockedPackage], indexes: Mapping[str, str]
 ) -> list[_Answer]:
     """Ask for the provenance of files, several at once."""
-    # Both, as pages are texts, and some are larger than a text usually may be.
+    # Both limits: a page counts as text, too, and some are larger than text usually is.
     limits = Limits(
         least_speed=settings().min_speed, answer_bytes=PAGE_BYTES, text_bytes=PAGE_BYTES
     )

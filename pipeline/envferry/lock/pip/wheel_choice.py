@@ -117,5 +117,5 @@ def _manylinux(architecture: str, glibc_minor: int) -> Iterator[str]:
         yield f"manylinux_2_{minor}_{architecture}"
         if minor in LEGACY_MANYLINUX:
             yield f"{LEGACY_MANYLINUX[minor]}_{architecture}"
-    # Last: these say nothing of the glibc that they need, but pip takes them, too.
+    # Last: such a tag does not tell the glibc that the wheel needs, but pip accepts it, too.
     yield f"linux_{architecture}"
