@@ -51,7 +51,10 @@ def solve_halves(
     name: then conda is not asked for it. Which name a URL has, only its metadata may know, so this
     comes out when the pip half is solved. Raises SpecError when a half has no solution.
     """
+    # Each round but the last leaves out at least one conda line more, so the loop ends.
     while True:
+        # All platforms are solved again, as one request is for all; what was fetched is in the
+        # caches.
         request, replacements = conda_request(spec, halves, kept, options, progress)
         conda = solve_platforms(request, spec.name, progress)
         pip: dict[str, tuple[PipRequest, ResolvedPip]] = {}
@@ -82,6 +85,8 @@ def _without(half: Spec, name: str) -> Spec:
 
     def adds_no_bound(line: str) -> bool:
         parsed = parse_conda_line(line)
+        # `name=*` bounds nothing. A version, build, key or URL is a decision of the author: the
+        # line stays, and the contradiction is reported.
         if parsed is None or any(
             (parsed.version.strip("=*"), parsed.build, parsed.keys, parsed.url)
         ):

@@ -59,6 +59,7 @@ def kept_packages(spec: Spec, options: LockOptions) -> tuple[LockedPackage, ...]
         return lock.packages
     if options.upgrade:
         return ()
+    # A lock that cannot be read is about to be replaced: it must not stop that.
     try:
         lock = read_lock(spec.lock_path)
     except (NotFound, SpecError):
@@ -86,6 +87,7 @@ def known_hashes(spec: Spec, channels: tuple[str, ...]) -> dict[str, str]:
         lock = read_lock(spec.lock_path)
     except (NotFound, SpecError):
         return {}
+    # Another conda-lock may hash the same spec otherwise. A lock has its channels without logins.
     is_same = (
         lock.spec_digest == spec.digest
         and lock.channels == tuple(without_credentials(channel) for channel in channels)
@@ -98,6 +100,7 @@ def kept_build_requirements(
     spec: Spec, request: PipRequest
 ) -> dict[str, tuple[LockedPackage, ...]]:
     """Return what the lock that is there builds sources with, unless nothing of it is to stay."""
+    # Something is kept only where the lock has been read, so that `read_lock` cannot fail below.
     if not request.kept:
         return {}
     old = read_lock(spec.lock_path).build_requirements
@@ -115,8 +118,10 @@ def with_other_platforms(contents: LockContents, spec: Spec) -> LockContents:
         old = read_lock(spec.lock_path)
     except (NotFound, SpecError):
         return contents
+    # A lock has one digest: packages that were solved for another spec would not be told apart.
     if old.spec_digest != spec.digest:
         return contents
+    # The content hashes have a key for each platform of a lock, one without packages included.
     others = old.content_hashes.keys() - contents.content_hashes.keys()
     return replace(
         contents,
@@ -132,6 +137,7 @@ def with_other_platforms(contents: LockContents, spec: Spec) -> LockContents:
             *contents.replacements,
             *(item for item in old.replacements if item.platform in others),
         ),
+        # Which platform an index was used for is not recorded: the old ones stay for the others.
         indexes=tuple(dict.fromkeys((*contents.indexes, *old.indexes))),
         provenance={
             **{name: found for name, found in old.provenance.items() if name in others},

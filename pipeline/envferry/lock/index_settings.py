@@ -22,9 +22,12 @@ def named_indexes(spec: Spec) -> tuple[str, ...]:
     What else stands in the settings of uv and pip is skipped, and named, too.
     """
     site = site_indexes()
+    # The spec's own index is stronger than that of the machine, which then is not asked at all.
     has_own = any(MAIN_INDEX.match(line) for line in spec.pip)
     used = [index for index in (None if has_own else site.main, *site.extra) if index]
     urls = tuple(dict.fromkeys(without_login(plain_url(index.url)) for index in used))
+    # Each is named with the file or variable that it comes from: the next machine may have
+    # another.
     for index in used:
         url = without_login(plain_url(index.url))
         log.warning("using the package index %s, named by %s", url, index.source)

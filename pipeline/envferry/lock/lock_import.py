@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from envferry.specs.importing.foreign_lock import ForeignLock
 
 
+# Part of the hints of errors that a newer glibc would solve: `system: {glibc: '2.34'}`.
 GLIBC_HINT = re.compile(r"glibc: '(?P<version>[\d.]+)'")
 
 
@@ -48,6 +49,7 @@ def needed_glibc(error: PipelineError) -> str | None:
     """Return the glibc that would do, if this machine has it: what was imported runs here."""
     found = GLIBC_HINT.search(error.hint or "")
     ours = platform.libc_ver()
+    # On macOS and musl nothing can be compared.
     if not found or ours[0] != "glibc":
         return None
     return found["version"] if Version(found["version"]) <= Version(ours[1]) else None
@@ -65,6 +67,7 @@ def adopt_lock(
     halves = {subdir: read_spec(spec.path, platform=subdir) for subdir in spec.platforms}
     packages = [with_hash(item, notes) for item in foreign.packages]
     tools = {"envferry": version("envferry"), "solver": f"as locked in {source}"}
+    # uv.lock and pylock.toml list no interpreter: the conda half, which has it, is solved.
     if foreign.candidates:
         request, _ = conda_request(spec, halves, (), LockOptions(), progress)
         packages += solve_platforms(request, spec.name, progress).packages
@@ -83,6 +86,7 @@ def adopt_lock(
         source=spec.path.name,
         channels=spec.channels,
         packages=tuple(packages),
+        # Empty, as conda-lock never saw this spec; the keys say which platforms are locked.
         content_hashes=dict.fromkeys(halves, ""),
         spec_digest=spec.digest,
         options=without_channels(spec.options),
@@ -98,6 +102,7 @@ def _chosen(foreign: ForeignLock, asked: PipRequest, notes: list[str]) -> Iterat
     ranks = wheel_ranks(request.target)
     provided = dict(request.provided)
     for entry in foreign.candidates:
+        # Both would write the same files: conda's choice wins, as in every lock.
         if entry["name"] in provided:
             ours = provided[entry["name"]]
             if ours != entry.get("version"):
@@ -106,6 +111,8 @@ def _chosen(foreign: ForeignLock, asked: PipRequest, notes: list[str]) -> Iterat
                     f"the conda half provides {ours}"
                 )
             continue
+        # Not limited by hashes: an entry has no other files than those that the other tool locked.
         package = with_hash(chosen_package(entry, request, ranks, frozenset()), notes)
+        # Names alone, as in locks of ours: uv says which package needs which, without versions.
         needs = {str(need["name"]): "*" for need in entry.get("dependencies") or []}
         yield msgspec.structs.replace(package, dependencies=needs)

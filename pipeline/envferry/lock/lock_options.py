@@ -46,6 +46,7 @@ def check_options(options: LockOptions) -> None:
     if options.exclude_newer is None:
         return
     try:
+        # Python 3.10 does not read the `Z` of ISO 8601.
         datetime.fromisoformat(options.exclude_newer.replace("Z", "+00:00"))
     except ValueError as error:
         message = f"`{options.exclude_newer}` is not a valid date"

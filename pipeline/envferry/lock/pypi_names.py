@@ -19,6 +19,7 @@ def pypi_names(conda_name: str) -> tuple[str, ...]:
 
     A project may have several (psycopg2 and psycopg2-binary), which write the same files.
     """
+    # The table has only packages whose names differ: others are taken to be called alike.
     return _pypi_names().get(conda_name.lower(), (conda_name,))
 
 

@@ -21,6 +21,7 @@ UNREACHABLE = re.compile(
     r"|failed to (?:read|decode|parse) .*repodata"
 )
 # How uv, rattler and conda say, while they are offline, that their cache lacks something.
+# uv's words for it, `Network connectivity is disabled`, are among those of UNREACHABLE.
 NOT_CACHED = re.compile(
     rf"{UNREACHABLE.pattern}|no usable repodata cache"
     r"|(?i:not in the cache|network was disabled|offline)"
@@ -40,6 +41,7 @@ def unreachable_channel(words: str, channels: tuple[str, ...]) -> StoreError:
     """Say that a channel gave no answer, or not the one that was hoped for."""
     names = fit_to_show(", ".join(channels))
     message = f"a conda channel cannot be reached ({names}): {words}"
+    # Solvers print the status of the answer somewhere in a sentence; a refusal needs a login.
     if re.search(r"\b(401|403)\b", words):
         return StoreError(message, hint=FOR_CHANNELS)
     hint = "check the spec's `channels:`, or give `--channel`"

@@ -41,6 +41,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     Raises SpecError when a half has no solution, StoreError when a channel or index cannot be
     reached; then the lock that was there stays, as it does with `options.dry_run`.
     """
+    # All that can be refused without network comes first: a solve may take minutes.
     check_options(options)
     check_match_specs(spec)
     tools = _tools(options.solver)
@@ -61,6 +62,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
         log.info("%s", note)
     build_requirements: list[BuildRequirements] = []
     provenance: dict[str, dict[str, FileProvenance]] = {}
+    # Read before this lock is written: its publishers are what today's are compared with.
     before = previous_lock(spec)
     for platform, (asked, resolved) in both.pip.items():
         packages += resolved.packages
@@ -81,8 +83,10 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
         indexes=indexes,
         provenance=provenance,
     )
+    # After the warnings: what was locked for other platforms was warned of then.
     contents = with_other_platforms(contents, spec)
     if options.dry_run:
+        # By way of the text, as for a real lock: what cannot be read back fails here, too.
         return parse_lock(render_lock(contents).decode(), spec.lock_path)
     return write_lock(spec.lock_path, contents)
 
@@ -104,6 +108,7 @@ def _tools(solver: Path | None) -> dict[str, str]:
 
     Raises UsageError for a solver that is too old.
     """
+    # conda-lock is among them whatever solves: it computes the content hashes.
     tools = {name: version(name) for name in ("conda-lock", "envferry", "uv")}
     if solver is None:
         return {**tools, "solver": f"py-rattler {version('py-rattler')}"}

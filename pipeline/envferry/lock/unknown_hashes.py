@@ -32,10 +32,12 @@ def with_hash(
     `channels` as `channel_logins` returns them. Raises NotFound when it is not there, or on a
     server and `offline`, StoreError when its server does not answer.
     """
+    # Old indexes of channels have an MD5 alone, which the build checks as well.
     if package.sha256 or package.md5:
         return package
     notes.append(f"{package.name} {package.version} had no hash: computed from the file itself")
     if package.kind == "directory":
+        # A folder has no file to hash: its digest is that of all its files.
         folder = Path(unquote(urlsplit(package.url).path))
         if not folder.is_dir():
             message = f"{package.name} is locked as the folder {folder}, which does not exist"

@@ -73,8 +73,10 @@ def changed_specs(specs_dir: Path, revision: str) -> tuple[ChangedSpec, ...]:
     if not specs_dir.is_dir():
         message = f"the folder {specs_dir} does not exist"
         raise NotFound(message, hint="name the folder of the specs: `--specs DIR`")
+    # The line end alone: a folder's name may end with a blank.
     root = Path(_git(specs_dir, "rev-parse", "--show-toplevel").rstrip("\n"))
     changes: dict[Path, _FileChange] = {}
+    # The first counts: what git tracks comes before the files that it does not.
     for change in _file_changes(root, revision):
         changes.setdefault(change.path, change)
     present = [*_present(specs_dir, changes)]
@@ -91,6 +93,7 @@ def _present(specs_dir: Path, changes: dict[Path, _FileChange]) -> Iterator[Chan
             continue
         change = changes.get(_absolute(path))
         locked = _read(read_lock, lock)
+        # A lock or a list that was renamed to a spec is not that spec's earlier path.
         was = change.old if change and change.old and _is_spec(change.old) else None
         yield ChangedSpec(
             spec=str(path),
@@ -120,6 +123,7 @@ def _specs_in(specs_dir: Path, changes: dict[Path, _FileChange]) -> Iterator[Pat
 
 
 def _is_new_spec(path: Path, changes: dict[Path, _FileChange]) -> bool:
+    # Reading every YAML file of a repository would take long: only what changed is read.
     if _absolute(path) not in changes:
         return False
     try:
@@ -138,6 +142,7 @@ def _deleted(
             continue
         shown, lock = _shown(path, specs_dir), path.with_name(path.stem + LOCK_ENDING)
         files = [file for file in (path, lock) if file in changes]
+        # Below the folder, a file counts as a spec only if its lock went with it.
         if shown not in renamed and (path.parent == folder or lock in files):
             names = tuple(_shown(file, specs_dir) for file in files)
             yield ChangedSpec(spec=shown, state="deleted", files=names)
@@ -200,6 +205,7 @@ def _file_changes(root: Path, revision: str) -> Iterator[_FileChange]:
         if status[0] == "R":
             new = root / next(words)
             yield _FileChange(new, "R", old=path)
+            # The old path as well: a lock that moved away is a change of the spec that stays.
             yield _FileChange(path, "D")
         elif status[0] in "AD":
             yield _FileChange(path, "A" if status[0] == "A" else "D")
@@ -211,6 +217,7 @@ def _file_changes(root: Path, revision: str) -> Iterator[_FileChange]:
 
 
 def _tree(root: Path, revision: str) -> str:
+    # A revision that begins with a dash must not be an option of git.
     words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{tree}}")
     finished = run(["git", "-C", root, *words], env=child_environ(), check=False)
     if finished.returncode != 0:

@@ -59,6 +59,7 @@ class ChannelNames(msgspec.Struct, frozen=True, kw_only=True):
         mirrored = dict(self.mirrored)
         for name in {*used} & {*mirrored}:
             mirrors = mirrored[name]
+            # A single mirror is taken whether it answers or not, so it is not asked.
             places = mirrors if mirrors[1:] else ()
             first = next((place for place in places if answers(place)), mirrors[0])
             mirrored[name] = mirrors[mirrors.index(first) :]
@@ -68,6 +69,7 @@ class ChannelNames(msgspec.Struct, frozen=True, kw_only=True):
         """Return names, URLs and paths with every known name replaced, each once."""
         found: list[str] = []
         for channel in channels:
+            # The one name that stands for several channels.
             if channel == "defaults" and self.defaults and channel not in self.own:
                 found += [self._place(part) for part in self.defaults]
             else:
@@ -80,12 +82,14 @@ class ChannelNames(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self._place(channel)}::{rest}" if colons else match_spec
 
     def _place(self, name: str) -> str:
+        # Before the check for URLs and paths: the spec's own table wins for whatever it has.
         if name in self.own:
             return self.own[name]
         if _is_place(name):
             return name
         if name in self.mirrored:
             return self.mirrored[name][0]
+        # By its first part: `NAME/label/dev` lies below the URL of NAME.
         base = self.custom.get(name.split("/", maxsplit=1)[0]) or self.alias
         # conda's own name for several channels is not below the alias.
         if base and (name != "defaults" or name in self.custom):
@@ -112,6 +116,7 @@ def read_channel_names(condarcs: Iterable[Path], own: dict[str, str]) -> Channel
 
 
 def _with_condarc(names: ChannelNames, path: Path) -> ChannelNames:
+    # An empty .condarc is as good as none.
     root = parse_yaml(read_text(path), path)
     if root is None:
         return names

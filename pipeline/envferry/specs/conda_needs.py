@@ -19,5 +19,6 @@ def locked_needs(lines: Iterable[str]) -> dict[str, str]:
 
 def _constraint(text: str) -> str:
     """Spell `=1.2` as conda does: `1.2.*`."""
+    # `=1.2`, `=1.2*` and `=1.2.*` mean the same.
     is_fuzzy = text.startswith("=") and not text.startswith("==")
     return f"{text.lstrip('=').removesuffix('.*').removesuffix('*')}.*" if is_fuzzy else text

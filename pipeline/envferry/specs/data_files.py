@@ -56,6 +56,7 @@ def _fault(item: DataFile) -> tuple[str, str]:
     for name, value in item.variables.items():
         if not VARIABLE.fullmatch(name):
             return f"sets {name!r}, which is not a variable", "write a name such as NLTK_DATA"
+        # `.` is the environment's own folder.
         if value != "." and not _is_inside(value):
             hint = "write a path relative to the environment, such as share/nltk_data"
             return f"sets {name} to {value!r}", hint
@@ -65,5 +66,6 @@ def _fault(item: DataFile) -> tuple[str, str]:
 def _is_inside(path: str) -> bool:
     """Whether a relative path stays where it starts, in its plainest form."""
     parts = path.split("/")
+    # One spelling for each path: `a//b` or `a/./b` would pass for another file than `a/b`.
     is_plain = all(part not in ("", ".", "..") for part in parts)
     return is_plain and path.isprintable() and "\\" not in path

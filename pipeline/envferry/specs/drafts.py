@@ -24,8 +24,11 @@ PLATFORM_SELECTORS = {
 }
 RelaxLevel = Literal["build", "patch", "all"]
 PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@+~^=<>!,;()*\[\]' -]*")
+# What YAML 1.1 would read as a list, a mapping, a comment, a boolean or null.
 NOT_PLAIN = re.compile(r"[-?:]( |$)|.*(: |:$| #)|.*,\s*$|(?i:true|false|yes|no|on|off|null|~)$")
+# Numbers and dates: other tools would read `3.10` as 3.1.
 NUMBER = re.compile(r"[-+.\d][\d._eE+-]*|0[xo].*")
+# What YAML takes for a line break, or does not allow unescaped (YAML 1.2, 5.1).
 UNPRINTABLE = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff\ufffe\uffff]")
 EXACT = re.compile(
     r"(?P<name>(?:[^\s:]+::)?[A-Za-z0-9_][\w.-]*)"
@@ -99,6 +102,7 @@ def relaxed(line: str, level: RelaxLevel | None) -> str:
     minor = MINOR.fullmatch(version)
     if level == "patch" and minor:
         return f"{pin['name']}={minor[1]}.*"
+    # `NAME==1.2` has no build that could be dropped.
     return f"{pin['name']}={version}" if pin["version"] else line
 
 
@@ -116,6 +120,7 @@ def _add(target: list[str], selectors: dict[str, str], lines: Mapping[str, Itera
     for line, platforms in by_line.items():
         if line not in target:
             target.append(line)
+        # A line of all platforms needs no selector.
         if {*platforms} != {*lines}:
             selectors[line] = _selector_of({*platforms}, {*lines})
 

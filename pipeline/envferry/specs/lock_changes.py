@@ -91,6 +91,7 @@ _Key = tuple[str, str]
 
 
 def _by_name(packages: tuple[LockedPackage, ...]) -> dict[_Key, LockedPackage]:
+    # Without the half: a package that moved from one to the other is one change, not two.
     return {(package.platform, package.name): package for package in packages}
 
 
@@ -102,6 +103,7 @@ def _changes(old: dict[_Key, LockedPackage], new: dict[_Key, LockedPackage]) -> 
         found = second or first
         assert found is not None
         kind: ChangeKind = "changed" if first and second else "added" if second else "removed"
+        # With equal versions, only the build, the half or the hash tells them apart.
         exact = bool(first and second and first.version == second.version)
         yield Change(
             kind=kind,
@@ -120,6 +122,7 @@ def _same(first: LockedPackage, second: LockedPackage) -> bool:
     alike = (first.manager, first.version, first.build) == (
         *(second.manager, second.version, second.build),
     )
+    # The hash as well: an index may serve another file for the same version and build.
     return alike and (first.sha256 or first.md5) == (second.sha256 or second.md5)
 
 

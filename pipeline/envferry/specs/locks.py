@@ -46,6 +46,7 @@ HEADER = """\
 # Made by `envferry lock {name}` in conda-lock's format; change the spec and lock again instead.
 """
 
+# libyaml's is several times faster; PyYAML may be built without it.
 Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -118,6 +119,7 @@ def read_lock(path: Path) -> Lock:
     return parse_lock(text, path)
 
 
+# Equal text and path give one shared value: callers must not change the mappings in it.
 @lru_cache(maxsize=4)
 def parse_lock(text: str, path: Path) -> Lock:
     """Parse the text of a lock that is, or was, at `path`; raise SpecError when it is damaged.
@@ -128,6 +130,7 @@ def parse_lock(text: str, path: Path) -> Lock:
     hint = f"run `envferry lock {name}`"
     try:
         content = parse_yaml(text, path)
+        # Before the conversion, in which another format would look like a damaged file.
         if isinstance(content, dict) and content.get("version", FORMAT_VERSION) != FORMAT_VERSION:
             message = (
                 f"{path} has the lock format {content['version']}, this envferry reads "
@@ -138,6 +141,7 @@ def parse_lock(text: str, path: Path) -> Lock:
         return _to_lock(path, name, file, blake3(text.encode()).hexdigest())
     except (msgspec.MsgspecError, SpecError) as error:
         message = str(error)
+        # Faults of the YAML parser name the file, and the line, already.
         if not message.startswith(str(path)):
             message = f"{path} is damaged: {message}"
         raise SpecError(message, hint=hint) from error
@@ -151,6 +155,7 @@ def write_lock(path: Path, contents: LockContents) -> Lock:
     """
     data = render_lock(contents)
     lock = parse_lock(data.decode(), path)
+    # Without a change the file keeps its time, which make and similar tools go by.
     if not path.is_file() or path.read_bytes() != data:
         write_bytes(path, data)
     return lock
@@ -160,6 +165,7 @@ def render_lock(contents: LockContents) -> bytes:
     """Return the bytes of a lock."""
     packages = sorted(contents.packages, key=lambda item: (item.platform, item.manager, item.name))
     document = {
+        # A number in the file, as conda-lock writes it; our parser reads every scalar as a string.
         "version": int(FORMAT_VERSION),
         "metadata": {
             "content_hash": dict(sorted(contents.content_hashes.items())),
@@ -209,6 +215,7 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
 def _options(options: SpecOptions) -> dict[str, Any]:
     """Return what is written of a spec's options: some only where there is something."""
     written: dict[str, Any] = msgspec.to_builtins(options)
+    # Only where set: the locks of all other specs keep their bytes.
     for key in ("variables", "data", "readme"):
         if not written[key]:
             del written[key]
@@ -223,6 +230,7 @@ def _entry(package: LockedPackage) -> dict[str, Any]:
     """Return the entry of a package; only what is downloaded as one file has a hash (CEP 37)."""
     is_file = package.kind not in ("git", "directory")
     hashes = {"md5": package.md5, "sha256": package.sha256} if is_file else {}
+    # Only channels have tokens in paths: in another URL, `/t/NAME/` is a part of the path.
     without_secrets = without_credentials if package.manager == "conda" else without_login
     return {
         "name": package.name,
@@ -271,6 +279,7 @@ def _package(
     item: _Package, path: Path, custom: dict[str, str], folders: Mapping[str, str]
 ) -> LockedPackage:
     """Return the package of an entry; `folders` has the digests of source folders by URL."""
+    # Whoever has a lock splits its URLs without a guard: what has no form is refused here.
     try:
         urlsplit(item.url)
     except ValueError as error:

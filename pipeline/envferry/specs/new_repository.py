@@ -51,6 +51,7 @@ def starting_files(start: NewRepository) -> dict[Path, str]:
 
     Raises UsageError for a name or a package that cannot stand in a spec.
     """
+    # Imported here: it needs PyYAML, which an installation without the `build` extra may lack.
     from envferry.specs.reading import parse_spec
 
     name = check_name(start.name, "environment name")
@@ -59,6 +60,7 @@ def starting_files(start: NewRepository) -> dict[Path, str]:
         raise UsageError(message, hint="choose another name, such as `train`")
     path = SPECS_DIR / f"{name}.yml"
     text = spec_text(name, start.packages)
+    # Read back: what is written here must be a spec, whatever was typed.
     parse_spec(text, path)
     files = {path: text, GITIGNORE: _starter("gitignore")}
     if start.service != "none":
@@ -79,6 +81,7 @@ def spec_text(name: str, packages: tuple[str, ...]) -> str:
             message = f"`{line}` is not a valid package"
             raise UsageError(message, hint="write it as NAME or NAME=VERSION, such as python=3.12")
     names = {conda_name(line) for line in conda}
+    # A pip half needs both from conda; lint would say so of the first spec (S106).
     conda += [tool for tool in ("python", "pip") if pip and tool not in names]
     lines = [f"  - {quoted(line)}" for line in conda]
     if pip:
@@ -111,6 +114,7 @@ def not_ignored(folder: Path) -> tuple[str, ...]:
     path = folder / GITIGNORE
     there = path.read_text(errors="replace").split() if path.is_file() else []
     wanted = [line for line in _starter("gitignore").splitlines() if not line.startswith("#")]
+    # `dist` without slashes ignores all that `/dist/` does.
     return tuple(line for line in wanted if line not in there and line.strip("/") not in there)
 
 

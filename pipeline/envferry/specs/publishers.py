@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def with_past(entry: FileProvenance, past: FileProvenance | None) -> FileProvenance:
     """Return an entry with the publishers of earlier locks, where they are others."""
+    # Through a lock that found none, or could not ask, the last known ones stay.
     last = (past.publishers or past.before) if past else ()
     if not last or last == entry.publishers:
         return entry
@@ -32,6 +33,7 @@ def publisher_warnings(name: str, platform: str, entry: FileProvenance) -> Itera
     if not entry.before:
         return
     before = shown_publishers(entry.before)
+    # The index could not be asked: the publisher may still be the same.
     if entry.unasked:
         yield f"{name} ({platform}): not known who published it now; it was {before}"
     elif entry.publishers:
@@ -46,6 +48,8 @@ def compare_publishers(before: Lock, after: Lock) -> Iterator[str]:
     for platform, entries in sorted(after.provenance.items()):
         past = before.provenance.get(platform, {})
         for name, entry in sorted(entries.items()):
+            # What `after` was compared with when it was made may be another lock than this
+            # `before`.
             ours = msgspec.structs.replace(entry, before=())
             yield from publisher_warnings(name, platform, with_past(ours, past.get(name)))
 

@@ -57,6 +57,7 @@ def parse_spec(text: str, path: Path, *, platform: str | None = None) -> Spec:
     root = parse_yaml(select_platform(text, platform) if platform else text, path)
     content = _check_root(root, path)
     conda, pip = _dependencies(content, path)
+    # Without a platform, two lines of one package may be for different platforms.
     if platform or not selector_lines(text):
         conda = _merged(conda, path)
     indexes = [
@@ -66,12 +67,14 @@ def parse_spec(text: str, path: Path, *, platform: str | None = None) -> Spec:
     spec = Spec(
         path=path,
         name=_name(content, path),
+        # conda's word for leaving its defaults out: here they never come unasked.
         channels=tuple(item for item in channels if item != "nodefaults"),
         conda=conda,
         pip=(*indexes, *pip),
         options=read_options(content, path),
         digest="",
     )
+    # The digest is one of the finished spec, so it is filled in last.
     return replace(spec, digest=spec_digest(spec, text))
 
 
@@ -83,6 +86,7 @@ def find_spec(argument: str, specs_dir: Path) -> Path:
     given = Path(argument)
     if given.is_file():
         return given
+    # With an ending or a slash it is a path, which is not looked for in the folder of specs.
     is_name = given.suffix not in SPEC_ENDINGS and given.name == argument
     for ending in SPEC_ENDINGS if is_name else ():
         path = specs_dir / f"{argument}{ending}"
@@ -125,6 +129,7 @@ def _read(path: Path) -> str:
 def _check_selectors(text: str, path: Path) -> None:
     for number, _, selector in selector_lines(text):
         try:
+            # Only whether it can be read: for that, any platform does.
             is_selected(selector, "linux-64")
         except ValueError as error:
             message = f"{path}:{number}: `[{selector}]` selects no platform: {error}"

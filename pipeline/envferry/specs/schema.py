@@ -75,6 +75,7 @@ def spec_schema() -> dict[str, Any]:
     }
     for key, text in HELP.items():
         properties[key] = {"description": text, **properties[key]}
+    # As other keys are not allowed, editors would mark these, which files of other tools have.
     for key in ("allow-pypi-requests", "category", "prefix"):
         properties[key] = {"description": "Another tool's; decides nothing here."}
     return {

@@ -47,6 +47,8 @@ def spec_digest(spec: Spec, text: str) -> str:
             if value
         },
     }
+    # Digests stand in published locks: a key that few specs have is added only where it has a
+    # value, so that all other digests stay as they are.
     if spec.options.channels:
         form["channel_names"] = dict(spec.options.channels)
     if spec.options.data:
@@ -66,6 +68,7 @@ def named_files(spec: Spec) -> dict[str, str]:
     for line in spec.pip:
         option = FILE_OPTION.fullmatch(line)
         if option and "://" not in option["path"]:
+            # The bytes of the files count, too: an edited list needs another lock.
             path = _existing(spec, line, option["path"])
             files[option["path"]] = blake3(path.read_bytes()).hexdigest()
             if INCLUDE.fullmatch(line):

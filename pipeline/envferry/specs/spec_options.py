@@ -34,12 +34,14 @@ UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$\.?(?P<
 def read_options(content: Mapping, path: Path) -> SpecOptions:
     """Read the `envferry:` key."""
     raw = content.get("envferry", "")
+    # A bare `envferry:` has the empty string as its value.
     if raw != "" and not isinstance(raw, Mapping):
         raise unexpected(path, raw, "`envferry:` to be a mapping", line_of(content))
     values = _option_values(content, plain(raw or {}), path)
     values["variables"] = _variables(content, values, path)
     values |= _without_other_platforms(values.get("platforms"), path)
     try:
+        # Not strict: every scalar is a string here, that of `frozen: true` included.
         options = convert(values, SpecOptions, strict=False)
     except msgspec.ValidationError as error:
         raise _bad_options(error, raw, path) from error
@@ -114,6 +116,7 @@ def _option_values(content: Mapping, raw: dict[str, Any], path: Path) -> dict[st
     values = _without_empty(raw)
     list_of_strings(content, "platforms", path)
     for key in ("platforms", "channel_priority"):
+        # Within `envferry:` they are more particular: other tools read those beside it.
         if content.get(key, "") != "" and key not in values:
             values[key] = plain(content[key])
     return values
@@ -135,6 +138,7 @@ def _bad_options(error: msgspec.ValidationError, raw: Mapping, path: Path) -> Sp
         message = f"{path}:{line_of(raw)}: the `envferry:` key is wrong: {text}"
         return SpecError(message, hint="correct that value")
     place, key = unknown["place"] or "", unknown["field"]
+    # `data[0]`: which one of a list does not change the keys that it may have.
     place = place.partition("[")[0]
     owners = {"checks": Checks, "system": SystemRequirements, "data": DataFile}
     owner = owners.get(place, SpecOptions)

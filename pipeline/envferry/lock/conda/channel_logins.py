@@ -29,6 +29,7 @@ def channel_logins(spec: Spec) -> dict[str, Secret]:
     SpecError for settings files of conda that are not valid.
     """
     names = read_channel_names(condarc_paths(), spec.options.channels)
+    # Which mirror the lock was made with is not known here, so the logins of all are kept ready.
     mirrors = (place for name in spec.channels for place in names.mirrored.get(name, ()))
     channels = (*names.resolve(spec.channels), *mirrors)
     lines = (requested_package(names.resolve_spec(line), channels) for line in spec.conda)

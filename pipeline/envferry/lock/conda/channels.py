@@ -52,6 +52,7 @@ def channel_names(spec: Spec, options: LockOptions) -> ChannelNames:
     prefixes = (line.channel for line in map(parse_conda_line, spec.conda) if line)
     return names.with_mirrors_that(
         lambda place: (
+            # Every channel has noarch, whichever platforms it has besides.
             options.offline or servers.answers(f"{place.rstrip('/')}/noarch/repodata.json")
         ),
         (*spec.channels, *options.channels, *prefixes),
@@ -64,6 +65,7 @@ def channels_of(spec: Spec, options: LockOptions, names: ChannelNames) -> tuple[
         message = f"{spec.path} names no channels"
         raise SpecError(message, hint="add `channels: [conda-forge]`, or give `--channel`")
     if options.channels:
+        # Paths of the command line start from the working folder, not from the spec's.
         return tuple(absolute(channel, Path()) for channel in names.resolve(options.channels))
     base = spec.path.parent
     named = (line.channel for line in map(parse_conda_line, spec.conda) if line and line.channel)
@@ -74,6 +76,7 @@ def channels_of(spec: Spec, options: LockOptions, names: ChannelNames) -> tuple[
 def absolute(channel: str, base: Path) -> str:
     """Make a path to a channel absolute; names and URLs stay as they are."""
     path = base / expand_home(Path(channel)) if "://" not in channel else None
+    # A bare word is a name, unless a folder of that name looks like a channel.
     is_path = channel.startswith((".", "~", "/"))
     return str(path.resolve()) if path and (is_path or (path / "noarch").is_dir()) else channel
 
@@ -86,6 +89,7 @@ def placed_lines(halves: dict[str, Spec], names: ChannelNames) -> dict[str, tupl
         if not parsed or not parsed.channel:
             return str(line)
         channel = names.resolve_spec(f"{parsed.channel}::").removesuffix("::")
+        # Taken apart in front of the bracket: a value in it may have `::`.
         before = line.partition("[")[0]
         rest = before.rpartition("::")[2].strip()
         subdir = f"subdir='{parsed.subdir}'" if parsed.subdir else ""

@@ -30,7 +30,9 @@ def write_netrc(path: Path, urls: Iterable[str]) -> Path:
             words = "conda and mamba are not told the token of %s in %s: log in with them, too"
             log.warning(words, host, login.source)
     own = site.netrc
+    # The user's own file is replaced by this one, so all of it comes along.
     text = "".join(lines) + (own.read_text(encoding="utf-8") if own else "")
+    # Private before it has a login: a mode that is set afterwards leaves a moment for readers.
     path.touch(mode=0o600)
     path.write_text(text, encoding="utf-8")
     return path

@@ -37,6 +37,7 @@ def explain(answer: CondaAnswer, request: CondaRequest) -> PipelineError:
     """Turn the solver's words into an error."""
     words = tidy(answer.error).removeprefix("Cannot solve the request because of: ")
     channels = without_credentials(", ".join(request.channels))
+    # First, as its patterns include those of a channel that cannot be reached.
     if request.solver and request.offline and NOT_CACHED.search(words):
         return not_cached(words)
     if UNREACHABLE.search(words):

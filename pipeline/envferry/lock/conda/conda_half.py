@@ -34,11 +34,13 @@ def gather(
     It is written below `folder`. Raises StoreError when a channel cannot be reached.
     """
     wanted = [requested_package(line, request.channels) for line in request.conda[platform]]
+    # conda, too, adds pip by itself where a spec has a pip section and does not ask for it.
     if request.has_pip and not any(item.name == "pip" for item in wanted):
         wanted.append(RequestedPackage(line="pip", spec="pip", name="pip"))
     # As conda does: a line may name a channel that the list does not have.
     own = {item.channel for item in wanted if item.channel} - {*request.channels}
     names = [item.name for item in wanted if item.name]
+    # Sorted, as the order decides which channel wins, and that of a set changes from run to run.
     channels = (*request.channels, *sorted(own))
     folder.mkdir()
     return SolveRequest(
@@ -69,10 +71,12 @@ def content_hashes(request: CondaRequest) -> dict[str, str]:
 
     Nothing is decided by it: it is what `conda-lock lock --check-input-hash` compares.
     """
+    # conda-lock takes seconds to start: it is not asked for what is known.
     if not {*request.platforms} - request.known_hashes.keys():
         return {platform: request.known_hashes[platform] for platform in request.platforms}
     try:
         return ask_conda_lock(request).content_hashes
+    # Nothing is decided by this hash: conda-lock's limits must not be limits of a spec.
     except ToolFailed as error:
         log.info("conda-lock cannot read %s: %s", request.spec_path, error)
         text = Path(request.spec_path).read_bytes()
@@ -85,10 +89,13 @@ def ask_conda_lock(request: CondaRequest) -> CondaAnswer:
     """Let conda-lock solve with the conda of the request; without one, only hash the spec."""
     with tempfile.TemporaryDirectory(prefix="envferry-conda-") as directory:
         scratch = Path(directory)
+        # conda-lock removes its temporary folders at exit, which a worker skips (`os._exit`): they
+        # go with this one.
         environ = child_environ(TMPDIR=directory)
         if request.solver:
             if request.offline:  # conda and mamba, micromamba
                 environ |= {"CONDA_OFFLINE": "true", "MAMBA_OFFLINE": "true"}
+            # A file and not the URLs of channels: conda-lock puts these on command lines.
             environ["NETRC"] = str(write_netrc(scratch / "netrc", request.channels))
         worker = Worker(
             module="envferry.lock.conda.conda_lock_worker", scratch=scratch, environ=environ

@@ -42,6 +42,7 @@ def _work(request: CondaRequest, scratch: Path) -> CondaAnswer:
             if request.solver:
                 packages += _solve_by_conda(request, platform, request.solver, scratch)
         except CalledProcessError as error:
+            # With `--json`, conda explains a failure on stdout.
             return CondaAnswer(error=_solver_message(error.stdout or ""), platform=platform)
         except (RuntimeError, ValueError) as error:  # a match spec that conda-lock cannot read
             return CondaAnswer(error=f"{error} ({error.__cause__})", platform=platform)
@@ -67,7 +68,9 @@ def _solve_by_conda(
     with offered, offered.conda_virtual_package_overrides(platform):
         solved = solve_conda(
             solver,
+            # The exact pin of what must stay replaces the looser line of the spec.
             specs={item.name: item for item in spec.dependencies[platform]} | held,
+            # What must stay is among the specs: nothing is passed as locked, so nothing to update.
             locked={},
             update=[],
             platform=platform,
@@ -87,6 +90,7 @@ def _solve_by_conda(
             dependencies=item.dependencies,
         )
         for item in solved.values()
+        # Virtual packages are what hosts offer; they have no file.
         if not item.name.startswith("__")
     ]
 
@@ -113,6 +117,8 @@ def _content_hash(request: CondaRequest, platform: str, scratch: Path) -> str:
     from conda_lock.src_parser.selectors import filter_platform_selectors
 
     text = Path(request.spec_path).read_text(encoding="utf-8")
+    # By conda-lock's own selectors, which are fewer than ours: it must be the hash that it
+    # computes itself.
     content = yaml.safe_load("\n".join(filter_platform_selectors(text, platform=platform)))
     content["dependencies"] = [
         {**item, "pip": _requirements_only(item.get("pip"), platform, scratch)}
@@ -120,6 +126,7 @@ def _content_hash(request: CondaRequest, platform: str, scratch: Path) -> str:
         else _readable(str(item))
         for item in content["dependencies"] or []
     ]
+    # As written: the mirror that answers on this machine is not part of the spec.
     spec = _parse(content, request.channels_as_written, platform, scratch)
     hashes = compute_content_hashes(spec, _virtual_packages(request.system, platform, scratch))
     return str(hashes[platform])
@@ -203,6 +210,7 @@ def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) 
     )
 
     if not (system.glibc or system.archspec or system.cuda_arch):
+        # For CUDA alone conda-lock has a parameter; all else needs a file of its own.
         return default_virtual_package_repodata(cuda_version=system.cuda or "default")
     content = yaml.safe_load(DEFAULT_VIRTUAL_PACKAGES_YAML_PATH.read_text(encoding="utf-8"))
     changes = {
@@ -211,6 +219,7 @@ def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) 
         "__archspec": system.archspec and f"1 {system.archspec}",
     }
     packages = content["subdirs"][platform]["packages"]
+    # Only where the platform has it already: on macOS there is neither glibc nor CUDA.
     packages.update({name: text for name, text in changes.items() if text and name in packages})
     if system.cuda_arch and "__cuda" in packages:  # CEP 46: it exists only with `__cuda`
         packages["__cuda_arch"] = f"{system.cuda_arch} 0"
@@ -222,6 +231,7 @@ def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) 
 def _solver_message(stdout: str) -> str:
     """Return the explanation in a solver's JSON answer, or all of it when it is not JSON."""
     try:
+        # Some solvers print other lines before their JSON.
         return str(json.loads(stdout[stdout.index("{") :])["message"])
     except (ValueError, KeyError, TypeError):
         return stdout.strip() or "the solver gave no reason"

@@ -71,6 +71,7 @@ def conda_request(
         updated=options.updated,
         exclude_newer=options.exclude_newer,
         known_hashes=known_hashes(spec, options.channels or spec.channels),
+        # The spec decides before a `.condarc`.
         priority=spec.options.channel_priority or names.priority or "strict",
         offline=options.offline,
     )
@@ -110,6 +111,8 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
                 for platform in request.platforms
             ]
             wanted = [future.result() for future in gathered]
+        # Only when all is fetched: the progress of fetching is a rate, which solving would
+        # distort.
         futures = {
             platform: threads.submit(solve_platform, part, platform)
             for platform, part in zip(request.platforms, wanted, strict=True)
@@ -142,6 +145,7 @@ def _answers(
             answer = future.result()
             if answer.error:
                 raise explain(answer, request)
+            # Inside of the task, so that a wait for conda-lock is shown as part of it.
             if hashes:
                 hashes.result()
         yield answer

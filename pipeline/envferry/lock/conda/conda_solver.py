@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.version:
         sys.stdout.write(f"conda {CONDA_VERSION}\n")
         return 0
+    # Refused, not ignored: an option that is unknown here might change the answer.
     if command != "create" or unknown:
         return _fail(f"this solver only knows `create --dry-run --json`, not {list(arguments)}")
     environ = child_environ()
@@ -71,6 +72,7 @@ def virtual_packages(platform: str, environ: Mapping[str, str]) -> dict[str, tup
     for ending, name in OVERRIDES.items():
         text = environ.get(f"CONDA_OVERRIDE_{ending}", "").strip()
         if text:
+            # conda has the microarchitecture in the build string, always of version 1.
             packages[name] = ("1", text) if name == "__archspec" else (text, "0")
     if "__cuda" not in packages:
         packages.pop("__cuda_arch", None)  # CEP 46

@@ -25,6 +25,7 @@ def index_channel(directory: Path) -> None:
     directory.joinpath("noarch").mkdir(parents=True, exist_ok=True)
     worker = our_module("envferry.lock.conda.index_channel")
     finished = run([*worker, directory], env=child_environ(), check=False)
+    # Not by its exit code, which may be that of a crash after the work.
     if finished.stdout.strip() != DONE:
         reason = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
         message = f"cannot index the channel {directory}: {reason}"
@@ -50,6 +51,7 @@ def main(directory: str) -> None:
     from rattler.index import index_fs
 
     asyncio.run(index_fs(Path(directory), write_zst=True, write_shards=False))
+    # Flushed before os._exit, which does not do so.
     sys.stdout.write(f"{DONE}\n")
     sys.stdout.flush()
     os._exit(0)

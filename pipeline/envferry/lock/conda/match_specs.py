@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def check_match_specs(spec: Spec) -> None:
     """Raise SpecError, with its place, for a conda line that rattler cannot parse."""
+    # Imported here: commands that check no spec do not wait for it.
     from rattler import MatchSpec, exceptions
 
     for line in spec.conda:

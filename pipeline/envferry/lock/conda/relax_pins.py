@@ -86,6 +86,7 @@ def _relax(request: RelaxRequest) -> RelaxAnswer:
     """Compare every pin with the records of its name: the body of the worker."""
     from rattler import Channel, MatchSpec, SparseRepoData
 
+    # Only `channels` were read: of another channel no record could satisfy the pin.
     wanted = {
         spec: MatchSpec(_without_other_channel(spec, request.channels)) for spec in request.specs
     }
@@ -108,6 +109,7 @@ def _relax(request: RelaxRequest) -> RelaxAnswer:
         relaxed = _first_satisfied(kept, match, records.get(_name(match), []), request.level)
         if relaxed:
             used.append(relaxed)
+        # A channel that was dropped counts as a change, too.
         if relaxed != asked:
             replacements.append(Replacement(asked=asked, used=relaxed, platform=request.platform))
     return RelaxAnswer(specs=tuple(used), replacements=tuple(replacements))
@@ -130,6 +132,7 @@ def _first_satisfied(
 
     if not records:
         return "" if level == "all" else asked
+    # From the closest to the loosest: the first that fits changes least.
     for step in (asked, *_steps(match, level)):
         candidate = MatchSpec(step)
         if any(candidate.matches(record) for record in records):

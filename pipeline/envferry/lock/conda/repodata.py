@@ -37,6 +37,7 @@ SHARDS, PLAIN, PACKED = "repodata_shards.msgpack.zst", "repodata.json", "repodat
 NOTES = "places"
 OTHER_FORMS = (403, 404, 410)
 """What servers answer for an index in a form that they do not have; S3 says 403."""
+# The name in `CHANNEL::NAME >=1`; a blank, an operator or a bracket ends it.
 NEED = re.compile(r"(?:[^\s:]+::)?([A-Za-z0-9_][A-Za-z0-9._-]*)")
 
 
@@ -86,6 +87,7 @@ class ChannelIndexes(msgspec.Struct):
         with self._guard:
             lock = self._locks.setdefault(url, threading.Lock())
         with lock:
+            # None is kept, too: what does not exist is asked for once.
             if url not in self._indexes:
                 self._indexes[url] = open_index(url, self.server)
             return self._indexes[url]
@@ -110,6 +112,7 @@ def extract(
             for subdir in (platform, "noarch")
             if (index := opened.index(f"{url}{subdir}/")) is not None
         }
+        # One of the two is enough: many channels have packages in noarch alone.
         if not found_here and opened.server.offline:
             msg = f"{redact(url)} has no index there"
             raise not_cached(msg)
@@ -142,6 +145,7 @@ def reachable(
     while fresh:
         done |= fresh
         needed: set[str] = set()
+        # All channels in each round: what a record needs may be in any of them.
         for (url, subdir), index in indexes.items():
             try:
                 records = list(index.records(fresh))
@@ -149,6 +153,7 @@ def reachable(
                 raise unreadable(url, subdir, error) from error
             found[url, subdir] += records
             needed.update(need for record in records for need in record.needs)
+        # Without `done` the loop would not end: packages may need each other.
         fresh = {name for need in needed if (name := needed_name(need))} - done
     return found
 
@@ -170,8 +175,11 @@ def write_extract(
     sections: dict[str, dict[str, msgspec.Raw]] = {"packages": {}, "packages.conda": {}}
     for record in records:
         key = "packages" if record.file_name.endswith(".tar.bz2") else "packages.conda"
+        # As it stands in the index: fields that are unknown here reach rattler unchanged.
         sections[key][record.file_name] = msgspec.Raw(record.text)
+    # Numbered, as several channels have the same subdir.
     path = folder / f"{len(list(folder.iterdir()))}-{subdir}.json"
+    # CEP 15: an index with a `base_url` has version 2.
     content = {"info": info, **sections, "repodata_version": 2 if "base_url" in info else 1}
     path.write_bytes(msgspec.json.encode(content))
     return RepodataExtract(channel=url, subdir=subdir, path=str(path))
@@ -226,6 +234,7 @@ def _served_index(url: str, server: RepodataServer) -> ChannelIndex | None:
     # By what must be fetched: the shards of some names, then all of it, compressed if possible.
     if path := server.index(f"{url}{SHARDS}", OTHER_FORMS):
         return ShardedIndex.parse(path.read_bytes(), f"{url}{SHARDS}", server.shard)
+    # The last form without OTHER_FORMS: a 403 for it is a missing login, and an error.
     path = server.index(f"{url}{PACKED}", OTHER_FORMS) or server.index(f"{url}{PLAIN}")
     return RepodataFile.open(path, server.root / NOTES) if path else None
 

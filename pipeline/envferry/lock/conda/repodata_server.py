@@ -71,11 +71,14 @@ class RepodataServer(msgspec.Struct):
         `absent`: what the server answers then. Raises StoreError when it cannot be reached or
         refuses.
         """
+        # By the URL without its login: a new token must not fetch hundreds of MB again.
         home = self.root / blake3(without_credentials(url).encode()).hexdigest()[:32]
         with entry_lock(home):
             known, path = _read_note(home / NOTE), home / "index"
             if self.offline:
                 return path if known and path.exists() else None
+            # A note without its index must not be asked about: after a 304 there would be nothing
+            # to read.
             headers = _conditions(known) if known and path.exists() else {}
             with self._answer(url, headers, absent) as response:
                 if response is None:
@@ -98,6 +101,7 @@ class RepodataServer(msgspec.Struct):
     def shard(self, url: str, digest: str) -> bytes:
         """Return a shard by its SHA-256; raise StoreError when it is not to be had."""
         path = self.root / "shards" / digest[:2] / f"{digest}.msgpack.zst"
+        # Hashed at each use: a damaged shard is fetched again.
         if path.exists() and _sha256(held := path.read_bytes()) == digest:
             # Its time says when it was last of use: pruning goes by that.
             os.utime(path)
@@ -110,6 +114,7 @@ class RepodataServer(msgspec.Struct):
         if _sha256(data) != digest:
             message = f"{redact(url)} does not match its checksum: expected sha256 {digest}"
             raise StoreError(message, hint="try again, or use another mirror of the channel")
+        # A file of this machine is as near as the cache.
         if not is_local:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, data)
@@ -120,6 +125,7 @@ class RepodataServer(msgspec.Struct):
         if self.offline:
             msg = f"{redact(url)} is not there"
             raise not_cached(msg)
+        # `+=` reads and writes: without the guard, threads would lose some.
         with self._guard:
             self.expected.items += 1
         with self._answer(url, {}, ABSENT) as response:
@@ -164,6 +170,8 @@ class RepodataServer(msgspec.Struct):
             words = CONNECTION.sub("", str(getattr(error, "reason", error)))
             failure = _unreachable(url, words)
             raise Transient(failure, is_unreachable=was_never_reached(error)) from error
+        # Only what may be better soon is tried again; every other answer is for the caller to
+        # judge.
         if response.status not in BUSY_STATUSES:
             return response
         asked = asked_seconds(response.headers.get("Retry-After"))
@@ -185,6 +193,7 @@ class RepodataServer(msgspec.Struct):
         try:
             while piece := source.read(PIECE_BYTES):
                 target.write(piece)
+                # Compressed bytes, as Content-Length counts them.
                 self.advance(response.tell() - seen)
                 seen = response.tell()
                 if target.tell() > MAX_INDEX_BYTES:
@@ -200,6 +209,7 @@ def unpack_file(source: Path, root: Path) -> Path:
     Raises ValueError when it is damaged.
     """
     found = source.stat()
+    # Size and time are part of the name: a file that changed gets an entry of its own.
     identity = f"{source.absolute()}\0{found.st_size}\0{found.st_mtime_ns}"
     home = root / blake3(identity.encode()).hexdigest()[:32]
     path = home / "index"
@@ -218,6 +228,7 @@ def unpack_file(source: Path, root: Path) -> Path:
                 message = f"failed to decode {source}: {error}"
                 raise ValueError(message) from error
             write_bytes(home / NOTE, msgspec.json.encode(_Note(url=source.absolute().as_uri())))
+            # Last: where it exists, it is whole, also after a kill.
             partial.replace(path)
     return path
 

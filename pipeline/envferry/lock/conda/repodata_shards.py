@@ -75,7 +75,9 @@ def with_hex(record: dict[str, Any]) -> dict[str, Any]:
 def unpack(data: bytes, url: str) -> dict[str, Any]:
     """Decompress and decode; raise ValueError for what is neither."""
     try:
+        # A zstd file is one or more frames (RFC 8878, 3).
         content = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
+        # One byte more than allowed tells what is too large without unpacking all of it.
         plain = content.read(MAX_BYTES + 1)
         if len(plain) > MAX_BYTES:
             message = f"{url} unpacks to more than {human_bytes(MAX_BYTES)}"

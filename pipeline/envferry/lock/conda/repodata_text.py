@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 PIECE_BYTES = 64 << 10
 TAIL_BYTES = 4 << 10
 """Where the end of a record is looked for first, from the end of a piece."""
+# Of 64 KiB each: some 32 MB.
 KEPT_PIECES = 500
 NAME_BYTES = 200
 """What a name is never longer than."""
+# The section `packages.conda` ends like the name of a file.
 PACKAGE = rb'(?!"packages\.conda")"[^"\\]+\.(?:conda|tar\.bz2)"\s*:\s*\{'
+# Braces inside of a record are not taken for its end: no key in there is a file name.
 BETWEEN = re.compile(rb"\}\s*,\s*(?=" + PACKAGE + rb")")
 SECTION = re.compile(r'"packages(?:\.conda)?"\s*:\s*\{')
 KEY = re.compile(r'[\s,]*"([^"\\]+)"\s*:\s*')
@@ -105,6 +108,7 @@ class RepodataFile(msgspec.Struct):
     def scan(cls, path: Path) -> RepodataFile:
         """Read an index through; raise ValueError when it is not an index or is truncated."""
         file = cls(path, RecordOffsets([], {}, []))
+        # Unbuffered, as each read is a whole piece already.
         with path.open("rb", buffering=0) as stream:
             start, held, is_first = 0, b"", True
             while block := stream.read(PIECE_BYTES):
@@ -114,9 +118,11 @@ class RepodataFile(msgspec.Struct):
                     message = f"failed to parse {path.name}: it begins with {held[:40]!r}"
                     raise ValueError(message)
                 end = _last_record_end(held)
+                # A record that is longer than what was read: read on.
                 if end is None:
                     continue
                 last, following = end
+                # The first piece begins with the file's head, so it is not a row of records alone.
                 file._add(_Piece(start, last, not is_first), held[:last])
                 start, held, is_first = start + following, held[following:], False
         if not held.rstrip().endswith(b"}"):
@@ -127,6 +133,7 @@ class RepodataFile(msgspec.Struct):
 
     def records(self, names: Collection[str]) -> Iterator[FoundRecord]:
         """Yield the records of some packages; raise ValueError for what is not JSON."""
+        # Irregular ones always: which names they hold is not noted.
         wanted = {*self.places.irregular}
         for name in names:
             wanted.update(self.places.of_names.get(name, ()))
@@ -136,6 +143,7 @@ class RepodataFile(msgspec.Struct):
                     found = self._piece(number, stream)
                     for name in found.keys() & names:
                         yield from (found_record(file, text) for file, text in found[name])
+        # RecursionError: JSON that nests thousands deep is damaged, not a reason to crash.
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             message = f"failed to parse {self.path.name}: {error}"
             raise ValueError(message) from error
@@ -177,6 +185,7 @@ class RepodataFile(msgspec.Struct):
             for key, value in raw.items():
                 found.setdefault(name_of(key), []).append((key, bytes(value)))
         else:
+            # All pieces but the first begin where a record begins.
             for key, text in _irregular_pairs(data.decode(), within=number > 0):
                 found.setdefault(name_of(key), []).append((key, text.encode()))
         if len(self._decoded) >= KEPT_PIECES:
@@ -194,12 +203,14 @@ def name_of(file_name: str) -> str:
 def found_record(file_name: str, text: bytes) -> FoundRecord:
     """Return a record with what it needs."""
     needs = decode_json(text, _Needs)
+    # Of all extras: which ones are asked for is known to the solver alone.
     extras = (line for lines in needs.extra_depends.values() for line in lines)
     return FoundRecord(file_name, text, (*needs.depends, *extras))
 
 
 def _last_record_end(data: bytes) -> tuple[int, int] | None:
     """Return where the last record but one ends in a piece, and where the one after it begins."""
+    # The tail first: a search of each piece from its start would go through the file twice.
     for start in (max(0, len(data) - TAIL_BYTES), 0):
         if found := [*BETWEEN.finditer(data, start)]:
             return found[-1].start() + 1, found[-1].end()

@@ -67,6 +67,7 @@ def solve(request: SolveRequest) -> SolveAnswer:
 
 def work(request: SolveRequest) -> SolveAnswer:
     """Solve in this process."""
+    # Imported where it is used: who calls `solve` loads this module as well, and needs no rattler.
     from rattler.exceptions import InvalidMatchSpecError, SolverError
 
     specs = []
@@ -82,6 +83,7 @@ def work(request: SolveRequest) -> SolveAnswer:
             return hidden
         return SolveAnswer(records=solver.records(request.priority))
     except SolverError as error:
+        # Other priorities hide nothing: a second solve could not find more.
         elsewhere = solver.elsewhere() if request.priority == "strict" else ()
         return SolveAnswer(error=str(error), elsewhere=elsewhere)
 
@@ -153,6 +155,7 @@ class _Solver:
     def records(self, priority: ChannelPriority) -> tuple[dict[str, Any], ...]:
         """Return the solution; raise SolverError when none exists."""
         found = [_fields(record) for record in self.solve(priority)]
+        # Virtual packages are part of the solution, but have no file.
         real = [record for record in found if not record["name"].startswith("__")]
         return tuple(sorted(real, key=lambda record: str(record["name"])))
 
@@ -215,6 +218,7 @@ class _Solver:
             found = self.solve("flexible")
         except SolverError:
             return ()
+        # Reversed, so that of a channel in several tiers the first one counts: it is written last.
         tiers = {
             item.channel.rstrip("/"): number
             for number, tier in reversed([*enumerate(self.request.tiers)])
@@ -232,6 +236,7 @@ class _Solver:
     def _kept(self) -> tuple[list[RepoDataRecord], list[RepoDataRecord]]:
         """Return the records of what is kept: those that should stay, and those that must."""
         urls = {*self.request.kept}
+        # NAME-VERSION-BUILD: a name may have dashes, the other two cannot.
         names = {url.rsplit("/", 1)[-1].rsplit("-", 2)[0] for url in urls}
         records = [
             record
@@ -258,6 +263,7 @@ def _fields(record: RepoDataRecord) -> dict[str, Any]:
     return {
         **fields,
         "fn": record.file_name,
+        # These go into locks, which are published: no logins.
         "url": without_credentials(record.url),
         "channel": without_credentials(record.channel or ""),
     }
@@ -270,6 +276,7 @@ def _shown(channel: str) -> str:
 
 def moment(text: str) -> datetime:
     """Return a date or time; what names no zone is UTC."""
+    # Python 3.10 does not read the `Z` of ISO 8601.
     found = datetime.fromisoformat(text.replace("Z", "+00:00"))
     return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 

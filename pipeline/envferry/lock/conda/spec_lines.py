@@ -45,6 +45,7 @@ def requested_package(line: str, channels: Sequence[str]) -> RequestedPackage:
         return _by_url(line, url, fields if "::" not in line and bracket else "", channels)
     named = NAME.match(rest.strip())
     name = named[0].lower() if named else ""
+    # The subdir is taken off for the comparison only: rattler reads it before `::`, too.
     if colons:
         subdir = SUBDIR.search(prefix)
         base = prefix[: subdir.start()] if subdir else prefix
@@ -92,6 +93,7 @@ def _by_url(
     parts = [f'url="{place}"', f'channel="{channel}"']
     if digest := url["digest"]:
         parts.append(f'{"sha256" if len(digest) == 64 else "md5"}="{digest.lower()}"')
+    # `url` and `channel` stand above in full; what else stood in brackets stays.
     others = URL_FIELD.sub("", CHANNEL_FIELD.sub("", fields)).rstrip("] ").strip(", ")
     name = name_of(url["file"])
     spec = f"{name}[{', '.join([*parts, *([others] if others else [])])}]"

@@ -27,6 +27,7 @@ def resolve_build_requirements(
     From the indexes of `request`, apart from what the environment holds: nothing of one gets into
     the other. Raises SpecError when they have no solution in wheels.
     """
+    # Of the spec only where packages come from: its requirements are not for builds.
     options = tuple(line for line in request.requirements if INDEX_OPTION.fullmatch(line.strip()))
     alone = replace(
         request, requirements=(*options, *lines), constraints=(), excluded=(), provided=()

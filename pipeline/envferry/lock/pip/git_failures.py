@@ -11,12 +11,14 @@ from envferry.redaction import without_login
 FAILED = re.compile(r"Git operation failed|git operation failed")
 COMMAND = re.compile(r"git (?:fetch|clone|ls-remote)[^\n]*? '(?P<url>[^'\s]+://[^']+|/[^']+)'")
 QUOTED_URL = re.compile(r"'(?P<url>[a-z+]+://[^']+)'")
+# In the words of git, of uv, and of a server that lacks the commit.
 NO_REVISION = re.compile(
     r"couldn't find remote ref (?:refs/(?:tags|heads)/)?(?P<name>\S+)"
     r"|failed to find (?:branch|tag|commit|rev|revision)[^`]*`(?P<other>[^`]+)`"
     r"|not our ref (?P<commit>[0-9a-f]{7,40})"
 )
 REASON = re.compile(r"^\s*(?:fatal|ERROR|error|remote|ssh): .*$|^.*(?:denied|Could not).*$", re.M)
+# Hosts answer `not found` for a private repository, too.
 LOGIN = re.compile(
     r"could not read (?:Username|Password)|Authentication failed|Permission denied|error: 40[13]"
     r"|Repository not found|not found|error: 404|Host key verification failed"

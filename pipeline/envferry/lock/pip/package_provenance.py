@@ -78,6 +78,7 @@ def record_provenance(
         for package in resolved.packages
         if package.name in resolved.indexes
         and package.kind in ("wheel", "sdist")
+        # What could not be asked for last time is asked for again.
         and (package.name not in known or known[package.name].unasked)
     ]
     past = before.provenance.get(request.platform, {}) if before else {}
@@ -148,6 +149,7 @@ def _ask(
     request: PipRequest, packages: Sequence[LockedPackage], indexes: Mapping[str, str]
 ) -> list[_Answer]:
     """Ask for the provenance of files, several at once."""
+    # Both limits: a page counts as text, too, and some are larger than text usually is.
     limits = Limits(
         least_speed=settings().min_speed, answer_bytes=PAGE_BYTES, text_bytes=PAGE_BYTES
     )
@@ -157,6 +159,7 @@ def _ask(
         index = _with_login(indexes[package.name], request.requirements)
         try:
             return _ask_one(downloads, package, index)
+        # A lock does not fail for want of provenance: a warning tells it.
         except StoreError as error:
             return _Answer(package=package, unasked=error.message)
 
@@ -174,6 +177,7 @@ def _ask_one(downloads: DownloadCache, package: LockedPackage, index: str) -> _A
     if file is None or not file.provenance:
         return _Answer(package=package)
     url = urljoin(page_url, file.provenance)
+    # The index chooses this URL: with `file:` it would have this machine's files read.
     if urlsplit(url).scheme not in ("http", "https"):
         return _Answer(package=package, unasked=f"{redact(url)} is not an http URL")
     provenance = _get(downloads, url, PROVENANCE_TYPE)
@@ -230,6 +234,7 @@ def _unreachable(url: str, words: str) -> StoreError:
 def _with_login(index: str, lines: Sequence[str]) -> str:
     """Add the login that the spec's own lines have for the host of an index."""
     parts = urlsplit(index)
+    # `--index-url=URL` and `--index-url URL`; only the host counts, so a query may be cut.
     for word in (word for line in lines for word in line.replace("=", " ").split()):
         login, _, place = urlsplit(word).netloc.rpartition("@") if "://" in word else ("", "", "")
         if login and place.lower() == parts.netloc.lower():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from envferry.lock.pip.pip_request import PipRequest
 
 SOURCE_ENDINGS = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz", ".tgz")
+# For sources that tell their version only when they are built.
 NO_VERSION = "0"
 
 
@@ -64,6 +65,7 @@ def chosen_package(
     return LockedPackage(
         manager="pip",
         name=entry["name"],
+        # uv gives no version for an archive that a requirement names; a wheel's name has it.
         version=entry.get("version") or (file_name.split("-")[1] if wheel else NO_VERSION),
         platform=request.platform,
         url=_url(file, request),
@@ -88,6 +90,7 @@ def _nothing_fits(
         f"{name} {version} has no wheel for python {request.python_version} "
         f"on {request.platform} with glibc {request.target.glibc} (offered: {offered})"
     )
+    # Names before PEP 600, such as manylinux2014, are of glibcs that are older than any default.
     minors = [int(found) for found in re.findall(r"manylinux_2_(\d+)_", offered)]
     newer = min((item for item in minors if item > request.target.glibc_minor), default=None)
     hint = newer_glibc_hint(newer) or f"pin a version of {name} that has one"
@@ -135,6 +138,7 @@ def _locked_directory(entry: Mapping[str, Any], request: PipRequest) -> LockedPa
 def _directory(value: Mapping[str, Any], request: PipRequest) -> str:
     """Return the URL of a folder, which ends with a slash."""
     base = (request.working_dir or Path.cwd()).absolute()
+    # The slash tells a folder from a source distribution: `LockedPackage.kind` goes by it.
     return (base / str(value["path"])).resolve().as_uri() + "/"
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# pip takes a short option and its value in one word as well: `-rFILE`.
 PATH_OPTIONS = re.compile(
     r"(?P<option>-[crf]|--(?:constraints?|requirements?|find-links))(?P<gap>\s+|=|(?<=-[crf]))(?P<path>.+)"
 )
@@ -69,6 +70,7 @@ def resolve_with_indexes(request: PipRequest) -> ResolvedPip:
     packages = []
     for entry in answer.entries:
         package = locked_package(entry, request, ranks, hashes.get(entry["name"], frozenset()))
+        # uv says which package needs which, without versions.
         needs = dict.fromkeys(answer.needs.get(package.name, ()), "*")
         packages.append(msgspec.structs.replace(package, dependencies=needs))
         if package.kind != "wheel":
@@ -119,11 +121,13 @@ def _check_provided(request: PipRequest) -> None:
         try:
             # Without what PEP 508 does not have: a comment, and options such as `--hash`.
             wanted = Requirement(re.split(r"\s+(?:#|--)", line)[0].strip())
+        # Options, paths and bare URLs: what these contradict, uv finds.
         except InvalidRequirement:
             continue
         version = provided.get(str(canonicalize_name(wanted.name)))
         if version is None or _is_excluded_by_marker(wanted, request):
             continue
+        # conda chose it already: a prerelease within the bounds is not a contradiction.
         if not wanted.specifier.contains(version, prereleases=True):
             contradictions.append(
                 f"pip requires {without_login(line.strip())}, "

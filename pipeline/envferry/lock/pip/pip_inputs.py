@@ -94,6 +94,8 @@ def python_distributions(chosen: list[LockedPackage]) -> tuple[dict[str, str], s
             continue
         said = distributions_by_index(package)
         certain |= said
+        # What the channel's index says is certain; the table is for packages that it says nothing
+        # of.
         for name in () if said else pypi_names(package.name):
             is_own = canonicalize_name(name) == canonicalize_name(package.name)
             found = certain if is_own else by_table
@@ -130,6 +132,7 @@ def pin_build_requirements(
     spec: Spec, request: PipRequest, resolved: tuple[LockedPackage, ...], progress: Progress
 ) -> list[BuildRequirements]:
     """Pin what the wheels of the source packages are to be made with."""
+    # Wheels are installed as they are: they need nothing to be built with.
     sources = [package for package in resolved if package.kind != "wheel"]
     if not sources:
         return []
@@ -139,6 +142,7 @@ def pin_build_requirements(
         cache=cache, progress=progress, logins=logins, offline=request.offline
     )
     kept = kept_build_requirements(spec, request)
+    # Shared with other readers: meanwhile, a prune of the cache is refused.
     with cache_lock(cache.root, shared=True):
         lines = {package.name: source_cache.build_requires(package) for package in sources}
     return [

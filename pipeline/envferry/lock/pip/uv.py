@@ -96,6 +96,7 @@ def compile_lines(
     stubs = [_write_stub(scratch, name, version) for name, version in request.provided]
     held = [*request.constraints, *stubs, *_held(request)]
     constraints.write_text("\n".join([*held, ""]), encoding="utf-8")
+    # Provided packages take part in the solution, but conda installs them.
     excluded = {*request.excluded, *(name for name, _ in request.provided)}
     output = scratch / PYLOCK
     words = (
@@ -142,6 +143,7 @@ def _ask(
     for build in (("--no-build",), ()):
         for strategy in ((), BEST_MATCH) if has_more else ((),):
             how = (*build, *strategy)
+            # uv prefers what the file has that it is to write: each attempt starts with the same.
             _write_preferences(request, scratch / PYLOCK)
             finished = _call_uv(request, scratch, (*how, *words))
             if finished.returncode == 0:
@@ -174,6 +176,7 @@ def _call_uv(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> Fini
     import uv
 
     argv: list[str | Path] = [
+        # Settings of any folder above would change the answer: a lock depends on its spec.
         *(uv.find_uv_bin(), "--no-config", "pip", "compile", scratch / "requirements.txt"),
         *("--constraints", scratch / "constraints.txt"),
         *("--python-version", request.python_version),
@@ -199,6 +202,7 @@ def _index_variables(request: PipRequest, own: Mapping[str, str]) -> dict[str, s
     variables = {name: text for name, text in own.items() if name not in UV_MAIN}
     main = request.indexes.main.url if request.indexes.main else ""
     if lines := [found for line in request.requirements if (found := MAIN_INDEX.match(line))]:
+        # To pip, too, the last `--index-url` counts.
         main = _with_login(lines[-1]["url"] or "")
     if main:
         variables["UV_DEFAULT_INDEX"] = main

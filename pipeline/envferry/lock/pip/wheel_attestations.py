@@ -97,6 +97,7 @@ def verify(request: VerifyRequest) -> tuple[Verdict, ...]:
 
 def _place_root(root: Path, cache: Path) -> None:
     """Put a trusted root where sigstore looks for the one that was fetched last."""
+    # sigstore names its folders by the URL of the repository, percent-encoded.
     folder = cache / "sigstore-python/tuf" / quote(SIGSTORE_TUF, safe="")
     folder.mkdir(parents=True)
     try:
@@ -121,6 +122,7 @@ def _verdict(file: AttestedFile) -> Verdict:
 
     unsure = Verdict(name=file.name, file_name=file.file_name)
     try:
+        # Before the library reads it, which would call a newer form a wrong one.
         if words := _too_new(file.provenance):
             return msgspec.structs.replace(unsure, unreadable=words)
         provenance = Provenance.model_validate_json(file.provenance)
@@ -135,6 +137,7 @@ def _verdict(file: AttestedFile) -> Verdict:
     except AttestationError as error:
         words = str(error).removeprefix("Verification failed: ")
         return msgspec.structs.replace(unsure, wrong=words)
+    # Sorted: a lock must not change with the order in which an index lists them.
     ordered = sorted(set(publishers), key=msgspec.structs.astuple)
     return msgspec.structs.replace(unsure, publishers=tuple(ordered))
 
@@ -159,9 +162,11 @@ def _publisher_of(bundle: AttestationBundle, distribution: Distribution) -> Publ
     if not bundle.attestations:
         message = "it names a publisher, and has no attestation of it"
         raise AttestationError(message)
+    # One that does not verify is enough to refuse them all.
     for attestation in bundle.attestations:
         attestation.verify(bundle.publisher, distribution, offline=True)
     said = bundle.publisher.model_dump()
+    # Each kind has names of its own: GitLab's `workflow_filepath` is GitHub's `workflow`.
     return Publisher(
         kind=said["kind"],
         repository=said.get("repository") or said.get("vcs_origin") or "",

@@ -68,6 +68,7 @@ def wheel_ranks(target: WheelTarget) -> dict[tags.Tag, int]:
     platforms = list(_platforms(target))
     interpreter = f"cp{target.python[0]}{target.python[1]}"
     accepted = [
+        # `packaging` adds the stable ABI (`abi3`) and `none` by itself.
         *tags.cpython_tags(target.python, abis=[interpreter], platforms=platforms),
         *tags.compatible_tags(target.python, interpreter=interpreter, platforms=platforms),
     ]
@@ -87,6 +88,8 @@ def choose_wheel(file_names: Iterable[str], ranks: dict[tags.Tag, int]) -> str |
     for file_name in file_names:
         try:
             _, _, build, wheel_tags = parse_wheel_filename(file_name)
+        # Source distributions are among the files, and old wheels whose names no longer count as
+        # valid.
         except InvalidWheelFilename:
             continue
         accepted = [ranks[tag] for tag in wheel_tags if tag in ranks]
@@ -114,4 +117,5 @@ def _manylinux(architecture: str, glibc_minor: int) -> Iterator[str]:
         yield f"manylinux_2_{minor}_{architecture}"
         if minor in LEGACY_MANYLINUX:
             yield f"{LEGACY_MANYLINUX[minor]}_{architecture}"
+    # Last: such a tag does not tell the glibc that the wheel needs, but pip accepts it, too.
     yield f"linux_{architecture}"

@@ -31,6 +31,7 @@ PACKAGE_FILE = re.compile(
 )
 HASH = re.compile(r"(?:sha256:)?(?P<sha256>[0-9a-fA-F]{64})|(?:md5:)?(?P<md5>[0-9a-fA-F]{32})")
 PIP_COMMENT = re.compile(r"#\s*pip\s+(?P<name>\S+)\s+@\s+(?P<url>\S+)(\s+--hash=(?P<hash>\S+))?")
+# What condas of different ages show as the build of a package of pip.
 PIP_BUILDS = ("pypi_0", "pypi", "<pip>")
 
 
@@ -95,12 +96,14 @@ def _explicit_line(line: str) -> ExplicitLine | None:
     found = PACKAGE_URL.fullmatch(url) or PACKAGE_FILE.fullmatch(url)
     if not found:
         return None
+    # conda reads an MD5, and a SHA-256 with or without `sha256:` before it.
     digest = HASH.fullmatch(fragment.strip())
     return ExplicitLine(
         name=found["name"],
         version=unquote(found["version"]),
         build=unquote(found["build"]),
         subdir=found.groupdict().get("subdir") or "",
+        # conda takes a bare path in such a list, too.
         url=url if "://" in url else f"file://{url}",
         sha256=digest["sha256"].lower() if digest and digest["sha256"] else None,
         md5=digest["md5"].lower() if digest and digest["md5"] else None,
@@ -200,6 +203,7 @@ def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> SpecDraft:
     for record in _records(prefix):
         if not (record.url and _add_url(draft, without_credentials(record.url))):
             draft.conda.append("=".join(filter(None, (record.name, record.version, record.build))))
+        # What conda brought must not be asked of an index again.
         owned.update(file for file in record.files if ".dist-info/" in file)
         owned.update(file for file in record.files if ".egg-info" in file)
     draft.channels = draft.channels or list(channels)
@@ -218,6 +222,7 @@ def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> SpecDraft:
 
 def add_distributions(draft: SpecDraft, prefix: Path, owned: set[str]) -> None:
     """Add the python distributions of a prefix that no conda package owns."""
+    # Read from the files, without the environment's python: it may not run here.
     for packages in site_packages_folders(prefix):
         for info in sorted(packages.glob("*.dist-info")):
             if (info / "METADATA").relative_to(prefix).as_posix() not in owned:
@@ -258,6 +263,7 @@ def _add_distribution(draft: SpecDraft, info: Path) -> None:
     if not metadata.is_file():
         draft.left_out.append(f"{info.name} has no METADATA")
         return
+    # Some old METADATA is not UTF-8; names and versions are ASCII.
     fields = HeaderParser().parsestr(metadata.read_text(encoding="utf-8", errors="replace"))
     name, version = fields.get("Name", ""), fields.get("Version", "")
     if not name or not version:

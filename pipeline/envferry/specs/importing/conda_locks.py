@@ -44,6 +44,7 @@ def read_conda_lock(text: str, path: Path, name: str) -> ForeignLock:
     for item in document.get("package") or []:
         category = item.get("category") or "main"
         if item["platform"] not in PLATFORMS.values():
+            # Counted: a note for each of a thousand packages would hide all other notes.
             other[item["platform"]] = other.get(item["platform"], 0) + 1
         elif category not in DEFAULT_CATEGORIES:
             draft.left_out.append(f"{item['name']} {item['version']}: in the category {category}")
@@ -73,6 +74,7 @@ def _locked_package(item: Mapping[str, Any]) -> LockedPackage:
         version=str(item["version"]),
         platform=str(item["platform"]),
         url=url,
+        # CEP 37: a hash is that of a downloaded file, which a git dependency does not have.
         sha256=commit[1] if commit else (digests.get("sha256") or None),
         md5=digests.get("md5") or None,
         build=unquote(found["build"]) if is_conda and found else None,

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from envferry.specs.drafts import RelaxLevel
     from envferry.specs.importing.foreign_lock import ForeignLock
 
+# Names of formats and tools: the folder's name tells more of the environment.
 GENERIC_STEMS = (
     *("environment", "env", "requirements", "pixi", "pyproject", "explicit", "conda"),
     *("uv", "pylock", "conda-lock", "venv", "virtualenv"),
@@ -104,12 +105,14 @@ def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Import
 
     Raises NotFound when it is not there, SpecError when it cannot be read as anything.
     """
+    # By the content: a name proves nothing, and many lists have none that is usual.
     kind, text = recognise(source)
     lock: ForeignLock | None = None
     if kind is FileKind.ENVIRONMENT:
         found, notes = _adopt_environment(text, source, specs_dir, options)
     else:
         name = options.name or default_name(source, kind)
+        # What was given as `--name` also chooses an environment of pixi that is called so.
         options = replace(options, name=_valid_name(name), environment=options.name)
         if kind is FileKind.EXPLICIT or kind in FOREIGN_LOCKS:
             name = options.name or "env"
@@ -143,6 +146,7 @@ def _logins_left_out(text: str, spec: str) -> list[str]:
 
 def _checked(text: str, specs_dir: Path, source: Path) -> Spec:
     """Read the new spec as if it were there: what we write must be one."""
+    # A lock may be larger than a spec: what it becomes must be readable as one.
     if len(text.encode()) > MAX_BYTES:
         raise too_large(source)
     try:
@@ -208,6 +212,7 @@ def _finished(draft: SpecDraft, source: Path, options: ImportOptions) -> SpecDra
         raise SpecError(message, hint="add one, such as `python`, to its dependencies")
     draft.channels = draft.channels or list(options.channels)
     if draft.pip and not draft.conda:
+        # No index has python itself: the pip half needs one from a channel.
         draft.conda.insert(0, f"python={options.python}" if options.python else "python")
         if not options.python:
             draft.notes.append("no python version is named: pin it, such as `- python=3.11`")
@@ -215,6 +220,7 @@ def _finished(draft: SpecDraft, source: Path, options: ImportOptions) -> SpecDra
     if options.glibc:
         draft.system.setdefault("glibc", options.glibc)
         draft.notes.append(f"hosts must have glibc {options.glibc}, which python needs here")
+    # Loosened, two lines may have become the same one.
     draft.conda = list(dict.fromkeys(relaxed(line, options.relax) for line in draft.conda))
     if draft.pip and not any(conda_name(line) == "pip" for line in draft.conda):
         draft.conda.append("pip")
@@ -223,6 +229,7 @@ def _finished(draft: SpecDraft, source: Path, options: ImportOptions) -> SpecDra
 
 def _give_pip_to_conda(draft: SpecDraft) -> None:
     """Ask conda for the pip that the pip half asks for: an environment holds one."""
+    # A copy, as lines are taken out of the list meanwhile.
     for line in [*draft.pip]:
         wanted = re.fullmatch(r"pip\s*(?P<version>[=<>!~][^;@]*)?", line)
         if wanted:
@@ -259,6 +266,7 @@ def _adopt_environment(
     has_own_name = "name" in root and not any(line.startswith("name:") for line in added)
     changed = [*dropped, *([] if has_own_name or "name" not in root else ["name"])]
     starts = sorted({line_of(key) for key in root})
+    # Keys are cut out by whole lines, which would take the others of such a line along.
     if changed and len(starts) < len(root):
         message = f"{source} has several keys in one line"
         raise SpecError(message, hint="write each key on a line of its own")
@@ -284,6 +292,7 @@ def _keep_holders(dropped: list[str], root: Mapping, lines: list[str]) -> list[s
     held = []
     for key in dropped:
         end = next((line for line in starts if line > line_of(key)), len(lines) + 1)
+        # In the text, as the parsed values do not show which of them an alias repeated.
         inside = "\n".join(lines[line_of(key) - 1 : end - 1])
         anchors = re.findall(r"(?:^|\s)&(\w+)", inside)
         elsewhere = "\n".join([*lines[: line_of(key) - 1], *lines[end - 1 :]])
@@ -352,4 +361,5 @@ def _replace_once(lines: list[str], old: Text, new: str) -> None:
     """Replace a scalar in the line where it stands."""
     number, written = line_of(old) - 1, old.strip()
     if new != written and number < len(lines):
+        # Once: a comment at the end of the line may have the same words.
         lines[number] = lines[number].replace(written, new, 1)

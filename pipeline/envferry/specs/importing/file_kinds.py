@@ -35,6 +35,7 @@ YAML_KEY = re.compile(
     re.MULTILINE,
 )
 """A key of a file in YAML: in the flow style, too, and JSON is of that style."""
+# Locks of other tools are among the files.
 MAX_BYTES = 64 << 20
 
 
@@ -119,6 +120,7 @@ def name_mismatch(path: Path, kind: FileKind) -> str:
 def _kind_of(text: str, path: Path) -> FileKind:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     content = [line for line in lines if not line.startswith("#")]
+    # The forms that leave no doubt come first: a word alone is a requirement, too.
     if "@EXPLICIT" in content:
         return FileKind.EXPLICIT
     if not content:
@@ -130,6 +132,7 @@ def _kind_of(text: str, path: Path) -> FileKind:
         return FileKind.CONDA_TABLE
     if PIP_TABLE.fullmatch(content[0]) and len(content) > 1 and set(content[1]) <= {"-", " "}:
         return FileKind.PIP_TABLE
+    # Before lists: TOML with tables or strings is a list of neither tool.
     document, fault = _toml(text)
     if document:
         return _toml_kind(document, path)
@@ -213,8 +216,10 @@ def _toml(text: str) -> tuple[dict[str, Any], str]:
 
 def _toml_kind(document: dict[str, Any], path: Path) -> FileKind:
     tool = document.get("tool")
+    # PEP 751 requires both of them.
     if "lock-version" in document and "created-by" in document:
         return FileKind.PYLOCK
+    # Cargo.lock looks alike, but not all of its packages have a source.
     if isinstance(document.get("package"), list) and "version" in document:
         packages = document["package"]
         if all(isinstance(item, dict) and "source" in item for item in packages):

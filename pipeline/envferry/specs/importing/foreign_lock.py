@@ -76,6 +76,7 @@ def pin_of(package: LockedPackage, direct: set[str]) -> str:
     """Return the line that asks for one locked package and no other."""
     if package.manager == "conda":
         return "=".join(filter(None, (package.name, package.version, package.build)))
+    # Version 0 stands for one that the lock does not say: no index could be asked for it.
     if package.kind in ("git", "directory") or package.version == "0" or package.name in direct:
         return f"{package.name} @ {package.url}"
     return f"{package.name}=={package.version}"
@@ -87,6 +88,7 @@ def git_url(url: str) -> tuple[str, str]:
     parts = urlsplit(place)
     query = parse_qs(parts.query)
     bare = without_login(place.partition("?")[0])
+    # Some write the commit after `@` in the URL instead of the fragment.
     if not GIT_COMMIT.fullmatch(commit):
         at = re.search(r"@([0-9a-f]{40})$", bare)
         if not at:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def read_explicit(text: str, path: Path, name: str) -> ForeignLock:
     """Read an `@EXPLICIT` list."""
     draft, lines = draft_explicit(text, path, name)
+    # A list of noarch packages alone, or without a comment, says no platform.
     platforms = draft.platforms or [current_platform()]
     packages = [_explicit_package(line, platform) for line in lines for platform in platforms]
     return ForeignLock(draft=draft, packages=tuple(packages))
@@ -47,6 +48,8 @@ def read_foreign_lock(
             return read_pixi_lock(text, path, name)
         read = read_uv_lock if kind is FileKind.UV_LOCK else read_pylock
         return read(text, path, name, python)
+    # The readers take documents apart without checks: what is missing or of another type ends
+    # here.
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
         message = f"{path} is damaged, expected {kind.value}: {what}"

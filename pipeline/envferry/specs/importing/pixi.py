@@ -153,6 +153,7 @@ def _channels(
         found.append((-priority, channel_name(channel)))
         for key in item.keys() - {"channel", "priority"} if isinstance(item, dict) else ():
             manifest.leave_out(f"[channels] {key} = {item[key]!r} of {channel}: ignored")
+    # Stable: channels of one priority stay in their order.
     found.sort(key=lambda item: item[0])
     return list(dict.fromkeys(channel for _, channel in found))
 
@@ -164,6 +165,7 @@ def _tables(
     name, table = feature
     yield name, table
     targets = manifest.table(table.get("target", {}), f"{name}target")
+    # False sorts before True: the platform's own table comes last and wins over `linux` or `unix`.
     for target in sorted(targets, key=lambda item: item == platform):
         if target == platform or target in SELECTORS[platform]:
             key = f"{name}target.{target}"
@@ -175,6 +177,7 @@ def _conda(
 ) -> list[str]:
     """Return the conda lines for one platform: within a feature targets win, all features hold."""
     lines: list[str] = []
+    # The workspace's own tables come last in the list, and their lines first in the spec.
     for feature in reversed(features):
         found: dict[str, str] = {}
         for kind in CONDA_TABLES:
@@ -208,6 +211,7 @@ def _conda_line(manifest: PixiManifest, key: str, name: str, value: object) -> s
         msg = f"{manifest.path}: `{name}` in [{key}] is not a version"
         raise SpecError(msg, hint="correct it")
     table: dict[str, Any] = value if isinstance(value, dict) else {"version": value}
+    # pixi builds these with a backend of its own.
     if {"git", "path"} & table.keys():
         place = table.get("git") or table.get("path")
         rest = {item: table[item] for item in table if item not in ("git", "path")}
@@ -221,6 +225,7 @@ def _conda_line(manifest: PixiManifest, key: str, name: str, value: object) -> s
         raise SpecError(msg, hint="correct it")
     for unknown in table.keys() - {"version", "build", "channel", *BRACKETS}:
         manifest.leave_out(f"[{key}] {name} {{{unknown} = {table[unknown]!r}}}: not understood")
+    # In a match spec, a blank would begin the build.
     version = re.sub(r"\s*,\s*", ",", str(table.get("version", "*"))).strip() or "*"
     build = str(table.get("build", ""))
     brackets = [
@@ -336,6 +341,7 @@ def _name_the_rest(
         for key, value in table.items():
             if name == "" and (key in ("workspace", "feature", "environments") or key == "tool"):
                 continue
+            # In older manifests `[project]` is the workspace, which is read.
             if name == "" and key == "project" and ("workspace" not in table):
                 continue
             if key in taken or (name and key in ("channels", "platforms")):
@@ -347,6 +353,7 @@ def _name_the_rest(
         shown = all_of(workspace["dependencies"][name])
         manifest.leave_out(f"[workspace.dependencies] {name} = {shown}: no dependency inherits it")
     facts = {*WORKSPACE_FACTS, "pypi-options", "dependencies"}
+    # Strict is the default of both, so nothing is lost.
     if workspace.get("channel-priority", "strict") == "strict":
         facts.add("channel-priority")
     for key in workspace.keys() - facts:

@@ -41,6 +41,7 @@ def read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
     environment = _environment(document["environments"], path, draft)
     draft.channels = [channel_name(str(item["url"])) for item in environment.get("channels") or []]
     indexes = [str(item) for item in environment.get("indexes") or []]
+    # Environments list places only; what is known of a package stands once, for all of them.
     known = {_place(item): item for item in document.get("packages") or []}
     packages = []
     direct = set()
@@ -72,6 +73,7 @@ def _platforms(
     subdirs = {name: str(one.get("subdir") or name) for name, one in tables.items()}
     taken: dict[str, str] = {}
     named = environment["packages"].items()
+    # False sorts before True: a platform that is called like its subdir is taken first.
     for name, places in sorted(named, key=lambda item: item[0] != subdirs.get(item[0], item[0])):
         subdir = subdirs.get(name, name)
         if subdir not in PLATFORMS.values():
@@ -84,6 +86,7 @@ def _platforms(
         else:
             taken[subdir] = name
             for text in tables.get(name, {}).get("virtual-packages") or []:
+                # `__cuda=12.4=0`: name, version and build.
                 what, _, value = str(text).removeprefix("__").partition("=")
                 if what in ("cuda", "glibc") and subdir.startswith("linux"):
                     draft.system.setdefault(what, value.partition("=")[0])
@@ -129,6 +132,7 @@ def _locked_package(item: Mapping[str, Any], platform: str, folder: Path) -> Loc
         return LockedPackage(
             manager="pip",
             name=str(canonicalize_name(str(item["name"]))),
+            # 0 for a source whose version only a build can tell.
             version=str(item.get("version") or "0"),
             platform=platform,
             url=url,
@@ -165,6 +169,7 @@ def _pypi_url(place: str, folder: Path) -> tuple[str, str]:
         return git_url(place.removeprefix("git+"))
     if "://" in place:
         return without_login(place.removeprefix(DIRECT)), ""
+    # As text: a link in the path stays, as the lock's author wrote it.
     target = Path(os.path.normpath(folder.absolute() / place))
     is_file = target.name.endswith((".whl", ".tar.gz", ".zip"))
     return target.as_uri() + ("" if is_file else "/"), ""

@@ -21,7 +21,9 @@ class PixiManifest:
         self.base = base
         self.document = document
         self.in_pyproject = "pixi" in document.get("tool", {})
+        # A pyproject.toml has below `[tool.pixi]` what a pixi.toml has at its top.
         self.root = table_at(document.get("tool", {}).get("pixi", document), path, "pixi")
+        # `[project]` is the older name of `[workspace]`.
         own = self.root.get("workspace", self.root.get("project", {}))
         self.workspace = table_at(own, path, "workspace")
         self.environment = "default"

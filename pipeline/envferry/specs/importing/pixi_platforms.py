@@ -34,6 +34,7 @@ def _platform_entries(
     """Yield platforms: names of conda's, or tables that also say what their hosts offer."""
     for item in workspace.get("platforms", []):
         table = item if isinstance(item, dict) else {"platform": item}
+        # A table without `platform` has the name of one of conda's platforms.
         subdir = table.get("platform", table.get("name"))
         if not isinstance(subdir, str):
             msg = f"{manifest.path}: {item!r} is not a platform"
@@ -102,6 +103,7 @@ def system_of(manifest: PixiManifest, features: list[tuple[str, dict[str, Any]]]
             version = value.get("version", "") if isinstance(value, dict) else value
             rest = value.keys() - {"family", "version"} if isinstance(value, dict) else ()
             if ours and version and family == "glibc" and not rest:
+                # Features come before the workspace, and the first one wins.
                 found.setdefault(ours, str(version))
             else:
                 manifest.leave_out(f"[{key}] {what} = {value!r}: not checked on hosts")

@@ -63,6 +63,7 @@ def draft_poetry(
         f"[tool.poetry] {key}: {all_of(poetry[key])}"
         for key in sorted(poetry.keys() - {*READ, *FACTS})
     ]
+    # Without its own table, which would count there as another tool's.
     others = {**document, "tool": {k: v for k, v in document["tool"].items() if k != "poetry"}}
     draft.left_out += other_requirements(others)
     draft.notes.append(
@@ -97,6 +98,7 @@ class _Reader:
         is_first = len(others) == len(tables)
         for table in others:
             label = f"[[tool.poetry.source]] {table.get('name', '')}"
+            # poetry before 1.5 has `secondary = true` instead of priorities.
             priority = table.get(
                 "priority", "supplemental" if table.get("secondary") else "primary"
             )
@@ -114,6 +116,7 @@ class _Reader:
 
     def requirements(self, name: str, wanted: object) -> Iterator[str]:
         """Yield the requirement of a dependency, or one for each of its alternatives."""
+        # A list has one entry for each python or platform, told apart by markers.
         for one in wanted if isinstance(wanted, list) else [wanted]:
             if isinstance(one, str):
                 yield name + self._versions(name, one)
@@ -157,6 +160,7 @@ class _Reader:
         except (InvalidMarker, ValueError) as error:
             message = f"{self.path}: the markers of {name} are not valid: {error}"
             raise SpecError(message, hint="correct them") from error
+        # In brackets, as a part may have an `or`.
         return " and ".join(f"({one})" if len(found) > 1 else one for one in found)
 
     def _versions(self, name: str, constraint: str) -> str:

@@ -42,6 +42,7 @@ def pep440(constraint: str) -> str:
 def python_marker(constraint: str) -> str:
     """Return the marker of a constraint on Python, which may have alternatives."""
     ways = [_all_of(pep440(one)) for one in ALTERNATIVES.split(constraint.strip())]
+    # Where one way allows every python, so do all together.
     if len(ways) == 1 or "" in ways:
         return "" if "" in ways else ways[0]
     return " or ".join(f"({one})" if " and " in one else one for one in ways)
@@ -50,6 +51,7 @@ def python_marker(constraint: str) -> str:
 def _all_of(specifiers: str) -> str:
     clauses = []
     for item in sorted(SpecifierSet(specifiers), key=str):
+        # `python_version` has two numbers only (PEP 508): of `3.8.1` it would know 3.8.
         is_full = item.version.removesuffix(".*").count(".") > 1
         name = "python_full_version" if is_full else "python_version"
         clauses.append(f'{name} {item.operator} "{item.version}"')
@@ -63,6 +65,7 @@ def _clauses(operator: str, version: str) -> list[str]:
         return [f"{'==' if operator in ('', '=') else operator}{version}"]
     numbers = [int(number) for number in re.findall(r"\d+", re.split(r"[^\d.]", version)[0])]
     kept = min(len(numbers), 2) - 1 if operator == "~" else _first_of_weight(numbers)
+    # The first version that is not allowed: what is kept stays, the next number goes up.
     above = [*numbers[:kept], numbers[kept] + 1]
     return [f">={version}", f"<{'.'.join(map(str, above))}"]
 

@@ -47,6 +47,7 @@ class _Target(msgspec.Struct, frozen=True, kw_only=True):
         return {**variables, "extras": set(), "dependency_groups": {*self.groups}}
 
     def accepts(self, marker: str | None) -> bool:
+        # In this context `extras` and `dependency_groups` are sets (PEP 751).
         return not marker or Marker(marker).evaluate(self.environment, context="lock_file")
 
 
@@ -136,6 +137,7 @@ def _draft(
     pinned = path.with_name(".python-version")
     own = MINOR.match(pinned.read_text(encoding="utf-8").strip()) if pinned.is_file() else None
     preferred = [own[0]] if own and own[0] in fitting else []
+    # The oldest of the usual ones; only where none of them fits, the newest of the older ones.
     chosen = python or next(iter([*preferred, *usual, *reversed(fitting)]), "")
     if not MINOR.match(chosen) or not _patches(chosen, specifiers):
         what = f"{python} does not fit" if python else "no known version fits"
@@ -172,6 +174,7 @@ def _reached(
     done: set[tuple[int, frozenset[str]]] = set()
     while waiting:
         package, extras = waiting.pop()
+        # By identity: a package is a dictionary, which cannot be in a set, and names repeat.
         if (id(package), extras) in done:
             continue
         done.add((id(package), extras))
@@ -181,6 +184,7 @@ def _reached(
             if target.accepts(needed.get("marker")):
                 found = _find(packages, needed, target)
                 waiting.append((found, frozenset(map(str, needed.get("extra") or []))))
+    # In the order of the file, so that equal locks give equal specs.
     return [item for item in packages if id(item) in reached]
 
 
@@ -238,6 +242,7 @@ def _uv_entry(item: Mapping[str, Any]) -> dict[str, Any]:
         entry["wheels"] = wheels
     if "sdist" in item:
         entry["sdist"] = _uv_file(item["sdist"], source)
+    # A requirement named the file itself: by its version, an index could offer another one.
     if "url" in source or "path" in source:
         entry["direct"] = True
     return entry

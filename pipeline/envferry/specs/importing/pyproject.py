@@ -98,9 +98,11 @@ def _indexes(uv: dict[str, Any], path: Path, base: Path, draft: SpecDraft) -> li
         option = "--index-url" if table.get("default") else "--extra-index-url"
         if "://" not in url:
             place = path.parent.absolute() / url
+            # `--find-links` takes a path, which travels with the repository; an index is a URL.
             url = relative(place, base) if is_flat else place.as_uri()
         lines.append(f"{'--find-links' if is_flat else option} {url}")
         label = f"[[tool.uv.index]] {table.get('name', url)}"
+        # pip has no index for some packages only, so the spec cannot say it.
         if table.get("explicit"):
             draft.left_out.append(f"{label} {{explicit = true}}: it is searched for every package")
         draft.left_out += [
@@ -126,6 +128,7 @@ def _requirement(
     if source is None:
         return project_line(line, path.parent, base)
     kind = next((key for key in SOURCE_KEYS if key in source), "")
+    # A list has a source for each marker, and one requirement can name only one place.
     if not isinstance(source, dict) or not kind or {*CONDITIONS} & source.keys():
         draft.left_out.append(f"[tool.uv.sources] {name} = {source!r}: any index may provide it")
         return line

@@ -60,12 +60,14 @@ def conda_python(requires_python: str, path: Path) -> str:
     except InvalidSpecifier as error:
         message = f"{path}: `requires-python = {requires_python!r}` is not a valid version"
         raise SpecError(message, hint="write it as in `>=3.10`") from error
+    # Sorted: a SpecifierSet has no order, and the text of a spec must not change by chance.
     parts = sorted(str(item) for item in specifiers)
     return f"python {','.join(part.replace('===', '==') for part in parts)}".strip()
 
 
 def git_requirement(name: str, table: dict[str, Any]) -> str:
     """Return the requirement on a git repository that a TOML table names."""
+    # The most exact one first: a branch moves, a tag may, a commit does not.
     revision = table.get("rev") or table.get("tag") or table.get("branch")
     at = f"@{revision}" if revision else ""
     folder = f"#subdirectory={table['subdirectory']}" if table.get("subdirectory") else ""

@@ -23,13 +23,16 @@ def draft_venv(prefix: Path, name: str, channels: Iterable[str]) -> SpecDraft:
     Raises SpecError when it holds no python packages.
     """
     settings = _settings(prefix / "pyvenv.cfg")
+    # A link is a second name of a folder that is listed already.
     folders = [path for path in sorted(prefix.glob("lib/python3*")) if not path.is_symlink()]
     if len(folders) != 1:
         found = ", ".join(path.name for path in folders) or "none"
         message = f"{prefix} contains packages of several pythons: {found}"
         raise SpecError(message, hint="recreate the environment with one of them")
+    # `python3.13t`: a python without the GIL (PEP 703).
     version = folders[0].name.removeprefix("python").removesuffix("t")
     draft = SpecDraft(name=name, channels=list(channels), conda=[f"python={version}"])
+    # virtualenv and uv write `version_info`, the standard library's venv `version`.
     exact = settings.get("version_info", settings.get("version", "")) or version
     draft.notes.append(f"the environment's python is {exact}: using a channel's python={version}")
     if folders[0].name.endswith("t"):
@@ -58,6 +61,7 @@ def _name_added_paths(draft: SpecDraft, packages: Path) -> None:
     """Name the `.pth` files that put folders of this machine on the path."""
     for path in sorted(packages.glob("*.pth")):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # Other lines are code (`import …`), or folders inside of the environment.
         folders = [line.strip() for line in lines if line.strip().startswith("/")]
         if folders:
             draft.left_out.append(f"{path.name} puts {', '.join(folders)} on the path")

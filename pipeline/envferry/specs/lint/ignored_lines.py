@@ -43,6 +43,7 @@ def ignored_lines(root: Mapping, text: str, pip_lines: list[Text]) -> Iterator[_
     for number, selector in doubtful_comments(text):
         what = f"`# [{selector}]` is ignored (it names no platform, the line applies to all)"
         yield CODE, Text.at(selector, number), what
+    # Comments are not in the tree, so the text is searched.
     for number, row in enumerate(text.splitlines(), start=1):
         if row.startswith(LEFT_OUT_MARK):
             item = row.removeprefix(LEFT_OUT_MARK)
@@ -51,6 +52,7 @@ def ignored_lines(root: Mapping, text: str, pip_lines: list[Text]) -> Iterator[_
 
 def _keys(root: Mapping) -> Iterator[_Found]:
     for key in root:
+        # A key without a value asks for nothing.
         if key in OTHERS_KEYS and root[key] != "":
             value = root[key]
             shown = ", ".join(value) if isinstance(value, Mapping) else str(value)

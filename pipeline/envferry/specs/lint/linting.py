@@ -86,6 +86,7 @@ CUDA_PIP = re.compile(
 )
 NEEDS_TORCH = ("torchvision", "torchaudio", "bitsandbytes", "deepspeed", "unsloth", "xformers")
 CUDA_EXTRA = re.compile(r"\[[^\]]*\b(and-cuda|cuda\d*\w*|ctk|gpu|cu\d+)\b[^\]]*\]")
+# Local versions and indexes of PyTorch's builds without CUDA.
 CPU_ONLY = re.compile(r"\+cpu\b|/whl/cpu\b|/whl/rocm|/whl/xpu")
 COMMIT = re.compile(r"[0-9a-f]{7,40}")
 TAG = re.compile(r"(refs/tags/.+|([A-Za-z][A-Za-z_]*[-_])?[vVrR]?\d+([._-]\d+)+.*|[vV]\d+)")
@@ -156,6 +157,7 @@ def lint_spec(
     asked.selected = bool(selector_lines(text))
     found = [*_pip_lines(asked), *_file(asked), *ignored_lines(root, text, asked.lines)]
     met: dict[tuple[str, int, str], _Found] = {}
+    # The text is read again for each, as selectors drop lines of the text, not of the tree.
     for platform in spec.platforms:
         # What meets in one environment is of one platform; of several, each line is told once.
         part = _read(parse_yaml(select_platform(text, platform), path), path)
@@ -225,6 +227,7 @@ def _with_included(line: Text, path: Path) -> Iterator[Text]:
 
 def _halves(asked: _SpecContents, pypi_names: Callable[[str], tuple[str, ...]]) -> Iterator[_Found]:
     """Yield what both halves touch."""
+    # The first name is the package's own; the others, for the same files, are for S102.
     required = {
         str(canonicalize_name(pypi_names(name)[0])): name
         for name in asked.conda
@@ -257,6 +260,7 @@ def _owners(asked: _SpecContents, pypi_names: Callable[[str], tuple[str, ...]]) 
 
 def _has_runtime(name: str, line: str) -> bool:
     """Whether the wheel that a line pins, or the newest one, has a runtime inside."""
+    # Bounds do not tell which wheel it will be: then the newest one is assumed.
     found = re.search(r"==\s*(?P<release>\d+(?:\.\d+)*)", line)
     pinned = Version(found["release"]) if found else None
     if name.startswith("opencv-"):
@@ -274,6 +278,7 @@ def _cuda(asked: _SpecContents) -> Iterator[_Found]:
         if parsed and CUDA_BUILD.fullmatch(parsed.build):
             conda.append(name)
     cpu_only = any(CPU_ONLY.search(line) for line in asked.lines)
+    # With conda's torch these packages bring no CUDA wheels, which torch's own wheel requires.
     has_torch = bool({"pytorch", "pytorch-gpu", "pytorch-cpu"} & asked.present())
     for name, line in asked.pip.items() if conda else ():
         brings = CUDA_PIP.fullmatch(name) and not (has_torch and name in NEEDS_TORCH)
@@ -289,6 +294,7 @@ def _compilers(asked: _SpecContents) -> Iterator[_Found]:
     """
     lines = {**asked.conda, **asked.pip}
     for one in compiler_findings({*lines, *asked.present()}, lambda tool: tool == "libcuda"):
+        # Of packages that the lock brings along, no line could be named.
         if one.lacks and one.package in lines and NEEDS[one.package] is not INDUCTOR:
             yield "S114", lines[one.package], str(one)
 
@@ -300,6 +306,7 @@ def _licenses(
     for what, item in {f"{one.name} {one.version}": one for one in locked}.items():
         if fault := refused(item):
             half = asked.conda if item.manager == "conda" else asked.pip
+            # None for a dependency: then the finding is about the file, as line 0.
             line = half.get(item.name)
             present = "" if line is not None else ", which the lock brings along"
             yield "S115", line, f"{what} ({fault}){present}"
@@ -317,6 +324,7 @@ def _pip_lines(asked: _SpecContents) -> Iterator[_Found]:
                 yield "S105", line, f"`{text}` {how}"
         elif branch := _archived_branch(text):
             yield "S105", line, f"`{text}` is the archive of the branch {branch}"
+        # By the line itself: `text` has no `-e` any more.
         elif is_editable(line.strip()):
             yield "S107", line, f"`{line.strip()}` is editable"
         elif FILE_URL.fullmatch(text) or (is_path(text) and "://" not in text):
@@ -340,6 +348,7 @@ def _is_fixed(revision: str) -> bool:
 def _file(asked: _SpecContents) -> Iterator[_Found]:
     """Yield what is about the whole file: its channels, its prefix, its builds."""
     root = asked.root
+    # Reversed: of two spellings of one channel the first is the one that is named.
     channels = {channel_name(item): item for item in reversed(_texts(root.get("channels")))}
     defaults = next((name for name in channels if name in ("defaults", "main", "anaconda")), None)
     if defaults is not None and "conda-forge" in channels:
@@ -351,6 +360,7 @@ def _file(asked: _SpecContents) -> Iterator[_Found]:
         parsed = parse_conda_line(line)
         if parsed and FILE_URL.fullmatch(parsed.url):
             yield "S108", line, f"`{line}` is a path on this machine"
+    # With selectors, each platform can have a line with a build of its own.
     builds = [line for line in asked.conda.values() if _names_build(line)]
     if builds and not asked.selected and len(asked.platforms) > 1:
         others = f" and {len(builds) - 1} more pin" if builds[1:] else " pins"

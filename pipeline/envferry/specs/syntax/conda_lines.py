@@ -15,6 +15,7 @@ from envferry.names import file_name_of
 PACKAGE_ENDINGS = (".conda", ".tar.bz2")
 SUBDIR = re.compile(r"noarch|(?:linux|osx|win|freebsd|emscripten|wasi|zos)-[a-z0-9_]+")
 NAME = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*?)(?=$|[\s=<>!~\[*])")
+# Of jinja, GitHub Actions and shells, and placeholders such as `<your version>`.
 TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\$\{\{.*?\}\}|\$\([^)]*\)|<[A-Za-z_ ]+>")
 BRACKETS = re.compile(r"(?P<start>[^\[]*)(\[(?P<keys>.*)\])?\s*$", re.DOTALL)
 SPACED = re.compile(r"\s*(?P<text>[<>=!~,|]+)\s*")
@@ -48,6 +49,7 @@ def parse_conda_line(text: str) -> CondaLine | None:
     if is_package_url(line):
         stem = _stem(line)
         return CondaLine(name=stem.rsplit("-", 2)[0].lower(), url=line) if stem else None
+    # In brackets, `::` is part of a value.
     start, colons, rest = line.partition("::") if "::" in line.partition("[")[0] else ("", "", line)
     channel, subdir = split_subdir(start)
     found = NAME.match(rest)
@@ -112,6 +114,7 @@ def merged(lines: tuple[str, ...]) -> str:
             msg = "one of them is the URL of a package"
             raise ValueError(msg)
         return next(text for text in lines if is_package_url(text.strip()))
+    # As written: taken apart and joined, it would be spelt otherwise.
     if len(set(map(str.strip, lines))) == 1:
         return lines[0].strip()
     versions = list(dict.fromkeys(line.version for line in known if line.version))
@@ -121,7 +124,9 @@ def merged(lines: tuple[str, ...]) -> str:
         msg = f"they name `{max(names, key=names.count)}` differently"
         raise ValueError(msg)
     place = f"{one['channel']}/{one['subdir']}".rstrip("/")
+    # `,` binds more tightly than `|`, so alternatives need brackets among others.
     version = ",".join(f"({item})" if "|" in item and versions[1:] else item for item in versions)
+    # A build stands after a version: `NAME * BUILD`.
     body = " ".join(filter(None, [version or ("*" if one["build"] else ""), one["build"]]))
     start = f"{place}::{known[0].name}" if place else known[0].name
     return f"{start} {body}".strip() + (f"[{','.join(keys)}]" if keys else "")
@@ -137,7 +142,9 @@ def _only(lines: list[CondaLine], part: str) -> str:
 
 def _version(text: str) -> tuple[str, str]:
     """Return the version constraint and the build that stand after a name."""
+    # Blanks around operators do not begin a build: `>= 1.2` is `>=1.2`.
     text = SPACED.sub(lambda at: at["text"], text)
+    # To conda, `=1.2=BUILD` is exactly 1.2, while `=1.2` alone is 1.2.*.
     exact = EXACT.fullmatch(text)
     if exact:
         version = exact["version"]

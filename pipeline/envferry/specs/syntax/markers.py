@@ -39,6 +39,7 @@ def applies(line: str, platform: str) -> bool:
     """Whether a line of the pip half is for a platform, with whatever python."""
     try:
         marker = Requirement(requirement_of(line)).marker
+    # Paths, options and bare URLs have no marker that could be read here.
     except InvalidRequirement:
         return True
     return marker is None or any(

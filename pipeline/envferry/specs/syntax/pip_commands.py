@@ -34,6 +34,7 @@ def requirements_of(lines: list[Line]) -> str:
             return ""
         try:
             words = shlex.split(command["words"])
+        # A quotation mark is not closed: this was no command.
         except ValueError:
             return ""
         found += _lines_of([word for word in words if word not in ABOUT_INSTALLING])
@@ -44,6 +45,7 @@ def _lines_of(words: list[str]) -> list[str]:
     """Join options with their values; each word else is a requirement."""
     lines: list[str] = []
     waiting = iter(words)
+    # One iterator in both places: the value of an option is taken out of the loop.
     for word in waiting:
         takes_value = OBEYED.get(SHORT.get(word, word), False)
         lines.append(f"{word} {next(waiting, '')}".strip() if takes_value else word)

@@ -68,6 +68,7 @@ NAMED_WITH_VERSION = re.compile(r".+-\d.*")
 """What old guides put after `egg=`: where the name ends, only the metadata can tell."""
 BARE_URL = re.compile(r"(?P<url>(?:git\+|https?://|file:)\S+)(?P<rest>.*)")
 WINDOWS_PATH = re.compile(r"([^@;#]+@\s*)?(file:/*)?([A-Za-z]:[\\/]|\.{0,2}\\)")
+# Options after a requirement begin with a blank: a dash within a name does not count.
 TRAILER = re.compile(r"\s+(?=--?[A-Za-z])")
 HASH_FRAGMENT = re.compile(r"#(?:.*&)?sha256=(?P<digest>[0-9a-fA-F]{64})\b")
 
@@ -89,6 +90,7 @@ def pip_line_problem(line: str) -> str:
         return (
             f"`{windows[0]}` begins a path of Windows, which has no meaning on the platforms here"
         )
+    # pip reads four version control systems; uv, which resolves here, reads git alone.
     vcs = VCS.match(body)
     if vcs:
         return "" if vcs["vcs"] == "git" else f"{vcs['vcs']} repositories cannot be fetched"
@@ -107,6 +109,7 @@ def pip_line_problem(line: str) -> str:
 def ignored_options(line: str) -> Iterator[tuple[str, str]]:
     """Yield the options of a line that decide nothing here, each with the reason."""
     option = OPTION.fullmatch(line)
+    # A line is either one option, or a requirement with options after it.
     items = [line] if option else TRAILER.split(line)[1:]
     for item in items:
         name = re.split(r"[= ]", item)[0]
@@ -199,11 +202,13 @@ def _option_problem(name: str, value: str) -> str:
 
 
 def _without_comment(line: str) -> str:
+    # After a blank only, as for pip: URLs have fragments.
     return re.sub(r"\s+#.*$", "", line)
 
 
 def _file_name_says(url: str) -> str:
     """Return the name that the file name of a wheel or source distribution holds."""
+    # A URL may have a fragment behind the file name, a path extras.
     place = url.partition("#")[0] if "://" in url else url.partition("[")[0]
     file_name = file_name_of(place)
     try:

@@ -42,6 +42,7 @@ def logical_lines(text: str) -> list[Line]:
     for number, raw in enumerate(text.splitlines(), start=1):
         start = start if pending else number
         is_comment = raw.lstrip().startswith("#")
+        # A comment is never continued, and it ends a line that was, as for pip.
         if raw.endswith("\\") and not is_comment:
             pending += raw[:-1]
             continue
@@ -106,6 +107,7 @@ def _moved(line: str, folder: Path, base: Path) -> str:
     found = PATH.fullmatch(line)
     assert found is not None  # every text has a path, perhaps an empty one
     path = Path(found["path"].strip())
+    # An absolute path, or one below the home, means the same from every folder.
     if path.is_absolute() or found["path"].startswith("~"):
         return line
     return relative(folder / path, base) + found["rest"]

@@ -46,6 +46,8 @@ def doubtful_comments(text: str) -> list[tuple[int, str]]:
     """Return comments that look like a selector and are none: number from 1, the bracket."""
     found = []
     for number, (line, selector) in enumerate(_selected(text), start=1):
+        # Stricter than SELECTED_LINE: only a bracket that is the whole comment was meant as a
+        # selector.
         alone = None if line.lstrip().startswith("#") else ALONE.fullmatch(line)
         if selector is None and alone:
             found.append((number, alone["selector"]))
@@ -102,6 +104,7 @@ def _one(words: list[str], true: set[str]) -> bool:
 def _selected(text: str) -> list[tuple[str, str | None]]:
     """Pair every line with its selector."""
     pairs: list[tuple[str, str | None]] = []
+    # Not splitlines, which also splits at form feeds: line numbers must be those of YAML.
     for line in text.split("\n"):
         found = None if line.lstrip().startswith("#") else SELECTED_LINE.match(line)
         selector = found["selector"] if found else None

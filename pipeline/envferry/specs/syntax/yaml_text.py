@@ -22,8 +22,10 @@ MAX_DEPTH = 12
 TOO_DEEP = "nests far deeper than any spec"
 MAX_REPEATED = 10_000
 """Values that aliases may stand for: nine lines can mean billions."""
+# Takes the byte order mark off, which Windows' editors write.
 UTF_8 = "utf-8-sig"
 BYTE_ORDER_MARKS = (
+    # UTF-32 first: its little-endian mark begins with that of UTF-16.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -32,6 +34,7 @@ BYTE_ORDER_MARKS = (
 """How a file says its encoding, as pip and YAML know it; PowerShell's `>` writes UTF-16."""
 KNOWN_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map", "int", "float"))
 
+# No implicit types: `3.10` must not be the number 3.1, nor `no` a boolean.
 Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
@@ -72,6 +75,7 @@ def count_values(value: Mapping | Sequence) -> None:
     """Note how many values a finished one holds, itself and what aliases repeat included."""
     parts = value.values() if isinstance(value, Mapping) else value
     inner = [part for part in parts if not isinstance(part, str)]
+    # Of finished values only, so each is counted once and nothing recurses.
     value.weight = 1 + len(value) - len(inner) + sum(part.weight for part in inner)
     value.depth = 1 + max((part.depth for part in inner), default=0)
 
@@ -94,6 +98,7 @@ def too_large(path: Path, max_bytes: int = MAX_BYTES) -> SpecError:
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """Read a file that must be small text; raise SpecError when it is not."""
     with open_input(path) as stream:
+        # One byte more than allowed: a device or a pipe has no size to look at.
         data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise too_large(path, max_bytes)
@@ -177,6 +182,7 @@ class _Tree(msgspec.Struct, kw_only=True):
         if anchor not in self.anchors:
             raise self._fault(line, f"*{anchor} is not defined", "write it out")
         value = self.anchors[anchor]
+        # By identity: an equal value elsewhere is not a cycle.
         if any(value is holder for holder in self.open):
             raise self._fault(line, f"*{anchor} refers to itself", "write it out")
         self.repeated += getattr(value, "weight", 1)
@@ -194,6 +200,7 @@ class _Tree(msgspec.Struct, kw_only=True):
         parent = self.open[-1]
         if isinstance(parent, Sequence):
             parent.append(value)
+        # In a mapping, keys and values come in turns.
         elif self.keys[-1] is not None:
             parent[self.keys[-1]] = value
             self.keys[-1] = None
