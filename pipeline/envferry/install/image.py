@@ -114,6 +114,7 @@ def write_image(
         with progress.task(f"image {archive.index.name}", archive.index.tar_size) as advance:
             stream = RelocatedTar(archive, relocation, advance)
             process.feed(squashfs_command(partial, archive.index.mtime), stream)
+        # The stream fills `edited` while it is read, so this comes after it.
         edited = {path: (held.size, held.xxh128) for path, held in stream.edited.items()}
         _append(partial, archive.index_frame, msgspec.structs.replace(installation, edited=edited))
     return read_image(target)
@@ -293,6 +294,7 @@ def mount_image(
             finally:
                 partial.unlink(missing_ok=True)
             note_event(home, options.actor, "installed", installation.id, str(image.path))
+        # From the disk: what was installed already keeps its own record.
         installed = home.installation(installation.id)
         switch_to(home, installed, options, integrations, progress)
     return installation
@@ -322,6 +324,7 @@ def _bring(image: Image, home: EnvHome) -> Path:
         return partial
     try:
         shutil.copyfile(image.path, partial)
+        # For every user to read, whatever the umask is: copyfile does not copy modes.
         partial.chmod(0o644)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -367,5 +370,6 @@ def _can_link(path: Path, home: EnvHome) -> bool:
     """Whether an image can be shared: on one file system, and writable by no other user."""
     existing = next(one for one in (home.directory, *home.directory.parents) if one.is_dir())
     status = path.stat()
+    # A link is the same file: who can write to it could change what is mounted later.
     is_ours = status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
     return is_ours and status.st_dev == existing.stat().st_dev

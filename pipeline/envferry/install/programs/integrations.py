@@ -168,6 +168,7 @@ def modulefile_text(home: EnvHome, installation: Installation) -> bytes:
     scripts = sorted(home.tree(installation.id).glob("etc/conda/activate.d/*.sh"))
     lines = [
         "#%Module1.0",
+        # Not the first line: a modulefile is known by `#%Module` at its start.
         MARK + msgspec.json.encode(mark(home), order="sorted").decode(),
         f"module-whatis {tcl_word(f'the environment {about}')}",
         f"setenv CONDA_PREFIX {tcl_word(prefix)}",

@@ -111,6 +111,7 @@ def options_of(
     if name == "bash":
         return ("--rcfile", str(RC_FILES / "bashrc"), "-i"), {AFTER_RC: text}
     if name == "zsh":
+        # zsh has no option like bash's `--rcfile`: it reads whatever is in ZDOTDIR.
         set_by_user = child_environ().get("ZDOTDIR", "")
         own = {"_envferry_zdotdir": set_by_user} if set_by_user else {}
         return ("-i",), {AFTER_RC: text, "ZDOTDIR": str(RC_FILES / "zsh"), **own}

@@ -141,6 +141,7 @@ def is_at_its_prefix(home: EnvHome, installation: Installation) -> bool:
     """Whether the path that it is installed for leads to this very tree, on this machine, now."""
     try:
         return home.tree(installation.id).samefile(installation.prefix)
+    # The path does not exist on this machine, or this user cannot enter it.
     except OSError:
         return False
 

@@ -91,6 +91,7 @@ def has_own_times(directory: Path) -> bool:
     answer = ctypes.create_string_buffer(512)  # struct statfs begins with f_type, a long
     if LIBC.statfs(os.fsencode(directory), answer) != 0:
         return False
+    # Masked, as a long of 32 bits is negative for numbers such as that of btrfs.
     return ctypes.c_long.from_buffer(answer).value & 0xFFFFFFFF in FILE_SYSTEMS
 
 
@@ -261,5 +262,6 @@ def links_removed(trees: Mapping[tuple[EnvHome, str], SeenTree]) -> Iterator[Non
                     note if number in states and note[0] == states[number].inode else UNKNOWN
                     for number, note in enumerate(seen.files)
                 ]
+                # Most trees share no file with the one that goes: their notes are still right.
                 if any(files[number] != state.note for number, state in states.items()):
                     write_seen(home, id_, msgspec.structs.replace(seen, files=tuple(files)))
