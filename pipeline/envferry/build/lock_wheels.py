@@ -61,7 +61,11 @@ def make_wheels(
         for item in missing:
             with wheel_builder.sources.progress.task(f"make a wheel of {item.name} ({item.kind})"):
                 wheels[item.url] = wheel_builder.make(
-                    item, work_dirs[item.name], work.mount(writable=False)
+                    # Read-only: one project's build must not change the interpreter of the next
+                    # one's.
+                    item,
+                    work_dirs[item.name],
+                    work.mount(writable=False),
                 )
     return wheels
 

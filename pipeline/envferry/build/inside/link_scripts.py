@@ -83,6 +83,7 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
         PREFIX=str(prefix),
         ROOT_PREFIX=str(prefix),
     )
+    # conda runs them with bash; an image may have sh alone.
     shell = process.find_program("bash") or "/bin/sh"
     tries, before = network_tries(), processes()
     words = (shell, "-c", IN_ACTIVATED_ENV, script)

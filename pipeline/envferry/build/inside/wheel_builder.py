@@ -79,6 +79,7 @@ def make_wheel(request: WheelRequest) -> None:
     failure = process.failure([what], finished.returncode, finished.stdout, "")
     if has_tried:
         failure.message += "\nit tried to use the network, which a build does not have"
+    # Asked only after a failure, since the answer runs the project's code once more.
     pinned = [item.name for item in request.requires]
     raise failed_wheel(request, failure.message, backend.unpinned_requirements(pinned))
 
@@ -135,6 +136,7 @@ def unpack(source: Path, target: Path) -> Path:
         shutil.copytree(source, target / "source", symlinks=True)
     elif source.suffix == ".zip":
         with zipfile.ZipFile(source) as archive:
+            # zipfile itself drops `..` and a leading slash from names.
             archive.extractall(target)
     else:
         with tarfile.open(source) as tar:
