@@ -247,6 +247,7 @@ def open_database(console: Console, path: Path, trust: Trust) -> AdvisoryDatabas
         verify_database,
     )
 
+    # Read once: the bytes that are verified are those that are decoded.
     data = read_database_bytes(path)
     if trust.keys:
         keys, least = trust.keys_for("database"), trust.least_for("database")

@@ -33,6 +33,7 @@ def lock_at(argument: str) -> Lock:
     path = spec if is_lock else spec.with_name(f"{spec.stem}.conda-lock.yml")
     if not at:
         return read_lock(path)
+    # `REV:PATH` begins at the top of the repository, `REV:./PATH` here (gitrevisions(7)).
     place = f"./{path}" if not path.is_absolute() else path.name
     folder = path.parent if path.is_absolute() else Path()
     words: list[str | Path] = ["git", "-C", folder, "show", f"{revision}:{place}"]

@@ -167,6 +167,7 @@ def export(console: Console, options: ExportOptions) -> None:
         export_advisories(console, directory)
     export_bundle(console, directory)
     console.result(found, lambda: export_lines(found, options))
+    # After the result: a conflict of tags does not take back what was written.
     require_no_conflict(found.tags, found.directory)
 
 

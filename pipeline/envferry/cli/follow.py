@@ -105,6 +105,7 @@ def follow(console: Console, options: FollowOptions) -> None:
         request = noted_request(options, ref, home)
         followed = follow_once(request, progress=console.progress)
     finally:
+        # Also after a poll that failed: monitoring has to learn of it.
         if options.textfile and not options.dry_run:
             write_metrics(ref, home, options.textfile)
         if not options.dry_run:

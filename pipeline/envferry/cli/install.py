@@ -143,6 +143,7 @@ def install(console: Console, options: InstallCommandOptions) -> None:
 
     trust = load_trust(
         options.trusted_keys,
+        # Without the directory no tag is remembered: a dry run leaves no trace.
         None if options.dry_run else options.envs_dir,
         allow_downgrade=options.allow_downgrade,
         require_signature=options.require_signature,
@@ -248,11 +249,16 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
             if there is not None:
                 image = there
             else:
+                # The name under which `mount_image` would bring it, so that it is not copied.
                 target = home.directory / f"{PARTIAL}{manifest.id}{IMAGE_SUFFIX}"
                 with changing(home, installing=manifest.id):
                     image = make_image(console, (source, manifest), target, wanted)
         installation = mount_image(
-            image, options=wanted, progress=console.progress, accept=lambda _: origin.signed_by
+            # It was made here, of an archive whose signatures were checked when it was opened.
+            image,
+            options=wanted,
+            progress=console.progress,
+            accept=lambda _: origin.signed_by,
         )
     report_installed(console, installation, wanted)
 

@@ -125,6 +125,7 @@ def pack_built(
     )
     with measured(console.progress, built.name) as progress:
         artifact = pack_env(built, options=options, progress=progress, announce=said.append)
+    # `pack_env` announces once, also when nothing is reused.
     (taken,) = said
     if taken.frames:
         size, whole = human_bytes(taken.size), human_bytes(artifact.manifest.archive.size)

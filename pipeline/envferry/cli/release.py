@@ -226,6 +226,7 @@ def release_one(release: Release, outcome: Outcome) -> None:
     artifact, outcome.reused = pack_built(
         console, built, options, PackSettings(registry=options.registry)
     )
+    # Before the push: what a policy refuses does not get into the registry.
     release.gate.require_artifact(artifact)
     outcome.pushed = push_one(console, artifact, target, options)
     outcome.built = True

@@ -72,6 +72,7 @@ def serve(console: Console, options: ServeOptions) -> None:
     if options.public_url:
         require_public(options.public_url)
     host = options.host
+    # Before the index is read, which may take long: a port that is taken is reported at once.
     listener = listen(host, options.port)
     trust = load_trust(options.trusted_keys, takes_in=False)
     audit = None

@@ -129,6 +129,7 @@ def add(console: Console, options: AddKeyOptions) -> None:
     """
     from envferry.trust.bundle_edit import add_key
 
+    # The named key alone, without those that this machine trusts.
     (public,) = read_trusted_keys(NO_KEYS_DIR, [options.key])
     key = BundleKey(
         name=options.name or options.key.stem,

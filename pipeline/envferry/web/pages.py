@@ -109,6 +109,7 @@ def changes(site: RegistryView, request: PageRequest) -> ChangesPage:
     versions = [one for one in everything if one.platform == platform and not one.problem]
     paging = request.paging(len(versions), STEPS)
     first = (paging.page - 1) * STEPS
+    # One more than is shown: what the last one changed is told by the one before it.
     readable = [*islice((one for one in versions[first:] if _is_readable(site, one)), STEPS + 1)]
     pairs = zip(readable, [*readable[1:], None], strict=True)
     steps = tuple(_step(site, *pair) for pair in islice(pairs, STEPS))
@@ -369,6 +370,7 @@ def _licenses(packages: Sequence[PackageFacts]) -> list[LicenseShare]:
         LicenseShare(license=text, packages=len(group), size=sum(one.size for one in group))
         for text, group in found.items()
     ]
+    # `~` sorts behind all letters: what has no licence is last.
     return sorted(shares, key=lambda one: (one.license or "~").lower())
 
 
@@ -377,6 +379,7 @@ def _previous(site: RegistryView, entry: Entry) -> Entry | None:
     same = site.ask(queries.entries(Filter(name=entry.name, platform=entry.platform)))
     ids = [one.id for one in same]
     place = ids.index(entry.id) if entry.id in ids else len(ids)
+    # The index gives the newest first, so the next one is the one before.
     return next((one for one in same[place + 1 : place + 2] if not one.problem), None)
 
 

@@ -114,12 +114,15 @@ class RegistryView:
     def _start_refresh(self) -> threading.Thread:
         with self._lock:
             if self._refresher is None or not self._refresher.is_alive():
+                # A daemon, which does not keep the server from ending.
                 self._refresher = threading.Thread(target=self.refresh, daemon=True)
                 self._refresher.start()
             return self._refresher
 
     def fleet(self) -> Fleet:
         """Return what hosts report; read again after a minute."""
+        # Held while reports are read, so that pages that are asked for meanwhile wait instead of
+        # reading thousands of files again. Other pages use another lock.
         with self._fleet_lock:
             if self._fleet is None or time.monotonic() - self._fleet[0] > FLEET_SECONDS:
                 self._fleet = (time.monotonic(), read_fleet(self.index.registry))

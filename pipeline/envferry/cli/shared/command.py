@@ -89,6 +89,8 @@ def command(
 
         run.__doc__ = function.__doc__
         decorated: Any = run
+        # click shows parameters in the order in which decorators are written, and the last one
+        # written is the first to be applied.
         for declare in reversed([*_declared(options), *COMMON]):
             decorated = declare(decorated)
         name = function.__name__.removesuffix("_command").replace("_", "-")

@@ -43,6 +43,7 @@ class Console:
         level = logging.ERROR if is_quiet else LEVELS[min(verbosity, len(LEVELS) - 1)]
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(MessageFormatter())
+        # `force`, as an earlier command of this process may have set up its own.
         logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
         logging.getLogger("envferry").setLevel(level)
 
