@@ -148,6 +148,7 @@ def refs(console: Console, options: AuditOptions) -> None:
     audits = list(_audits(console, options, prepared, trust))
     facts = {"database": prepared.database.facts, "audits": audits}
     console.result(facts, lambda: audit_lines(audits, is_full=options.is_full))
+    # After the list, which is of use when the policy fails as well.
     require_allowed(audits)
 
 

@@ -183,6 +183,7 @@ def export_tool(console: Console, options: ExportOptions, signer: Signer | None)
         raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
     platform, run_file = options.platform, None
     tool = options.directory / "tool"
+    # The Python of this machine serves its own platform only.
     if options.interpreter or platform == current_platform():
         run_file, program = make_run_file(console, platform, options.interpreter)
         words = f"{human_bytes(len(run_file))}, {needs_words(program)}"

@@ -85,6 +85,7 @@ def import_command(console: Console, options: ImportCommandOptions) -> None:
     reason = ""
     write_bytes(imported.spec.path, imported.text.encode())
     if imported.locks:
+        # After the spec is written: it stays where it cannot be locked.
         imported, made, reason = lock_imported(console, imported, options.source, wanted)
     for note in imported.notes:
         console.note(note)

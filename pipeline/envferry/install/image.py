@@ -62,6 +62,8 @@ MAGIC = b"EFIMAGE1"
 FOOTER = struct.Struct("<QQQ8s")
 """The bytes of the file system, of the index frame and of the record; then the magic."""
 SQUASHFS_MAGIC = b"hsqs"
+# The level that zstd itself takes, where mksquashfs would take 15. 128 KiB is its default, and
+# stated because it decides the bytes.
 COMPRESSION_LEVEL = 3
 BLOCK_BYTES = 128 << 10
 MAKE_AGAIN = "make the image again with `envferry image`, or copy it again"
@@ -141,6 +143,7 @@ def write_installed_image(
 @contextmanager
 def _unfinished(target: Path) -> Iterator[Path]:
     """Give an image a name for now, and its own when it is whole; remove it when it fails."""
+    # 4.5 is the first one that reads a tar.
     if process.find_program("mksquashfs") is None:
         message = "mksquashfs is missing: it writes images"
         raise HostError(message, hint="install the system's squashfs-tools, 4.5 or newer")
@@ -361,6 +364,7 @@ def _put_in_place(image: Image, home: EnvHome, installation: Installation) -> No
     unmount(tree)
     discard_directory(tree, home.directory / f"{TRASH}{id_}")
     (home.directory / f"{PARTIAL}{id_}{IMAGE_SUFFIX}").replace(home.image(id_))
+    # At an empty folder, which this makes: the old tree has gone.
     mount(home.image(id_), tree)
     write_bytes(home.index(id_), image.end.index_frame)
     write_bytes(home.record(id_), to_json(installation))

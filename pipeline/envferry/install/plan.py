@@ -106,6 +106,7 @@ def prepare_install(
     relocation.check(archive.index)
     is_whole = is_installed(home, installation)
     reusable = ReusableTrees()
+    # This reads the indexes of all installations: only where something is missing.
     if not is_whole:
         reusable = find_reusable(home, installation, read_all=options.verify_shared)
     plan = InstallPlan(

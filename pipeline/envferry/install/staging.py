@@ -146,6 +146,7 @@ def fill_tree(
         present, edited, sharing = set(kept.files), dict(kept.edited), None
         rest = plan.reusable.candidates(archive.index, plan.relocation, present)
         if rest:
+            # The extraction makes them otherwise; files are put into them before it here.
             make_directories(archive.index, str(partial))
             size = sum(archive.index.files[number].size for number in rest)
             link = choose_link(partial, plan.options.link)

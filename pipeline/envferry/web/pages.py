@@ -83,6 +83,7 @@ def environment(site: RegistryView, request: PageRequest) -> EnvironmentPage:
     name, platform = request.path["name"], request.text("platform") or None
     everything = _versions(site, name)
     wanted = [one for one in everything if platform in (None, one.platform)]
+    # By time first: sorting is stable, so of equal rows the newest comes first.
     order, newest = request.order(ENTRIES), Order("published", descending=True)
     wanted = [*ordered(wanted, newest, ENTRIES)]
     shown, paging = request.paginate(ordered(wanted, order, ENTRIES))
@@ -234,6 +235,7 @@ def find(site: RegistryView, request: PageRequest) -> FindPage:
         offset=offset,
     )
     matches = site.ask(queries.find(wanted, where, part))
+    # A pattern may fit many packages, whose versions have nothing in common.
     versions = site.ask(queries.versions_of(wanted)) if "*" not in wanted.name else ()
     return FindPage(
         q=q, tagged=tagged, matches=matches, versions=versions, order=order, paging=paging

@@ -109,6 +109,7 @@ def _place(row: Sequence[Block], free: Box, scale: float, tiles: list[Tile]) -> 
             tiles.append(_tile(block, Box(free.x + along, free.y, length, depth)))
         along += length
     if free.width >= free.height:
+        # Rounding may leave a little less than zero.
         return Box(free.x + depth, free.y, max(free.width - depth, 0.0), free.height)
     return Box(free.x, free.y + depth, free.width, max(free.height - depth, 0.0))
 

@@ -109,6 +109,7 @@ def install_requirements(
     if not request.requires:
         return
     links = Path(request.home) / "links"
+    # `--find-links` takes a folder; the download cache has one for each file.
     links.mkdir()
     for wheel in request.requires:
         (links / Path(wheel.path).name).symlink_to(wheel.path)
@@ -126,6 +127,7 @@ def install_requirements(
         "--find-links",
         links,
     ]
+    # The lock pins all of them, so nothing is resolved.
     words += ["--no-deps", "--require-hashes", "-r", requirements]
     process.run(words, env=environ)
 

@@ -114,6 +114,7 @@ def measure_directory(envs_dir: Path) -> DirectoryUsage:
         installations=tuple(found),
         unfinished=unfinished,
         total=sum(item.own for item in found) + unfinished + sum(files.sizes.values()),
+        # Not f_bfree, which counts the blocks that are kept for root.
         free=space.f_bavail * space.f_frsize,
     )
 

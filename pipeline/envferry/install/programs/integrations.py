@@ -110,6 +110,7 @@ def refresh_integrations(home: EnvHome) -> None:
     installation = home.installation(id_)
     if wanted.kernel_dir:
         path = kernel_path(home, wanted.kernel_dir)
+        # An update may have lost ipykernel: then its kernel goes, which could not start.
         if launcher := find_launcher(home, id_):
             _write(home, path, kernel_text(home, installation, launcher))
         else:

@@ -106,6 +106,7 @@ def options_of(
             for one, value in lines.items()
         )
         text += "set -gx PATH $CONDA_PREFIX/bin $PATH\n" + FISH_PROMPT
+        # fish runs what `-C` gives after its configuration (fish(1)).
         return ("-i", "-C", text), {}
     text = "\n".join(export_lines(lines))
     if name == "bash":

@@ -120,6 +120,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
         if current == id_ and self.history()[-1:] == [id_]:
             return
         before = [past for past in self.history() if past not in (id_, current)]
+        # The one that was current is the last but one: a rollback goes back to it.
         ids = [*before, *([current] if current and current != id_ else []), id_]
         self.write_history(ids)
         self.point_at(id_)

@@ -82,6 +82,7 @@ def edited_contents(record: Installation) -> dict[str, Content]:
 def environment_names(envs_dir: Path) -> list[str]:
     """Return the names of all environments of an envs directory, in order."""
     names = {path.name for path in (envs_dir / HOME).glob("*") if path.is_dir()}
+    # Beside the environments are the records of tags, whose folder begins with a dot.
     return sorted(filter(NAME_PATTERN.fullmatch, names))
 
 

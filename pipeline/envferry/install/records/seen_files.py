@@ -144,6 +144,7 @@ def states_of(tree: SeenTree) -> dict[int, FileState]:
     lost = lost_directories(tree.root, tree.index)
     found = {}
     for number, entry in enumerate(tree.index.files):
+        # Empty files are made from the index alone, and never shared.
         if entry.size and entry.path.rpartition("/")[0] not in lost:
             state = state_of(f"{tree.root}/{entry.path}", owners)
             size = expected_content(entry, tree.edited).size

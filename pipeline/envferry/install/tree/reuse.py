@@ -75,6 +75,7 @@ class ReusableTrees:
         """Return, by file number, who offers what is not present."""
         found = {}
         for number, entry in enumerate(index.files):
+            # Empty files are made from the index alone.
             if entry.size and number not in present:
                 place = self.places.get((entry.xxh128, relocation.changes(entry)))
                 if place:

@@ -201,6 +201,7 @@ def open_fault(error: OSError) -> str:
     """Return what is wrong with a file that cannot be opened or read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "missing"
+    # What O_NOFOLLOW says of a link (open(2)).
     if error.errno == errno.ELOOP:
         return "a symbolic link"
     return f"cannot be read: {error.strerror}"
