@@ -310,6 +310,7 @@ def _of_tags(
 
     index = open_index(console, options.registry)
     for entry in index.ask(entries(Filter(is_tagged=True))):
+        # One that is damaged must not keep the others from being audited.
         if entry.problem:
             console.note(f"{entry.name}@{entry.id} is damaged and not audited: {entry.problem}")
             continue

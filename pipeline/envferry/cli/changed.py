@@ -111,6 +111,7 @@ def markdown_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> lis
         try:
             # Under its earlier name: at that revision a renamed spec has its lock there.
             before = lock_at(f"{item.was or item.spec}@{options.since}")
+        # It had no lock then: all packages are new.
         except NotFound:
             before = None
         changes = compare_locks(before, lock_at(lock_path(item.spec)))

@@ -24,6 +24,7 @@ def lock_at(argument: str) -> Lock:
     from envferry.specs.locks import parse_lock, read_lock
     from envferry.specs.reading import find_spec
 
+    # The last one: a path may have others.
     name, at, revision = argument.rpartition("@")
     target = name if at else argument
     is_lock = target.endswith(".conda-lock.yml")

@@ -152,6 +152,7 @@ def export(console: Console, options: ExportOptions) -> None:
     from envferry.transfer.export import export_artifacts, preview_export
 
     request, directory = options.request(), options.directory
+    # Before anything is copied: a key that cannot be used is reported at once.
     signer = load_signer(options.sign_keys) if options.tool else None
     source = open_trusting(options.registry, load_trust(options.trusted_keys))
     if options.dry_run:
@@ -232,6 +233,7 @@ def read_public_keys(files: Iterable[Path]) -> tuple[tuple[PublicKey, bytes], ..
     return tuple(
         (key, path.read_bytes())
         for path in files
+        # No folder of keys: those of this machine are not meant.
         for key in read_trusted_keys(Path("/nonexistent"), [path])
     )
 

@@ -159,6 +159,7 @@ def lock_imported(
     try:
         made, notes = lock_source(imported, source.name, console.progress)
     except PipelineError as error:
+        # Once only: what fails with a glibc that is set is reported.
         glibc = needed_glibc(error) if options.glibc is None else None
         if glibc:
             options = replace(options, glibc=glibc)

@@ -90,6 +90,7 @@ def release(console: Console, options: ReleaseOptions) -> None:
     changed: tuple[str, ...] = ()
     if options.since is not None:
         changed = releasable(console, SPECS_DIR, options.since)
+    # Each once, in the order that was given.
     specs = dict.fromkeys((*options.specs, *changed))
     if options.matrix:
         click.echo(json.dumps(job_matrix(specs, options.matrix)))

@@ -197,6 +197,7 @@ class WorkerRelease(msgspec.Struct):
             checked = not self.options.no_check
             found = find_released(self.target, outcome.lock, outcome.platform, checked=checked)
             if found:
+                # The bytes as they are stored: a signature is of these.
                 data = self.target.proof(found).manifest_data
                 try:
                     self.take(outcome, AcceptedArtifact(manifest=found, data=data, uploaded=False))

@@ -60,6 +60,7 @@ def serve(console: Console, options: ServeOptions) -> None:
         from envferry.web.server import is_local, listen, serve_site
         from envferry.web.site import RegistryView
     except ModuleNotFoundError as error:
+        # Any other module that is missing is a bug, which a traceback explains better.
         if (error.name or "").partition(".")[0] not in (
             "uvicorn",
             "starlette",

@@ -158,7 +158,7 @@ def roll_back(
             hint = f"it gets one with an update: `envferry install {home.name}@TAG`"
             raise NotFound(msg, hint=hint)
         installation = home.installation(wanted)
-        # A rollback moves nothing aside: it replaces a link of ours only.
+        # A rollback moves nothing aside, unlike an install with --replace.
         if home.current_id() is None and home.link.exists():
             message = f"{home.link} exists but was not made by envferry: left untouched"
             raise TargetOccupied(message, hint="move it aside first")

@@ -99,8 +99,7 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
 def is_obsolete_partial(home: EnvHome, name: str, installing: str) -> bool:
     """Whether `.partial-NAME` is of no use, but for the install of the id `installing`."""
     if name.endswith(IMAGE_SUFFIX):
-        # The image of `installing` may have been written before the lock was taken, by the same
-        # command.
+        # The command that holds the lock may have written the image of `installing` just before.
         return name != f"{installing}{IMAGE_SUFFIX}"
     if name.endswith(JOURNAL):
         id_ = name.removesuffix(JOURNAL)

@@ -211,8 +211,8 @@ def check_target(home: EnvHome, installation: Installation, *, replace: bool) ->
             msg,
             hint="use another --name, or --replace to move it aside",
         )
-    # An id is one folder, with one prefix edited into its files. The current one must not change
-    # below the programs that run from it.
+    # An id is one folder, with one prefix edited into its files: with another prefix, these would
+    # change below the programs that run from it.
     there = recorded(home, installation.id)
     if home.current_id() == installation.id and there and there.prefix != installation.prefix:
         msg = f"{home.link} is the same artifact, installed for another prefix"
@@ -245,6 +245,6 @@ def recorded(home: EnvHome, id_: str) -> Installation | None:
     """Return a record that is there and can be read."""
     try:
         return home.installation(id_)
-    # Between the look and the read, another command may have removed it.
+    # FileNotFoundError: another command has removed it between the look and the read.
     except (PipelineError, FileNotFoundError):
         return None

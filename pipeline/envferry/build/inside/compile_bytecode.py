@@ -94,9 +94,8 @@ def compile_chunk(prefix: str, home: str, paths: list[Path]) -> list[str]:
 def main(prefix: str, home: str, chosen: str = "") -> None:
     """Compile all modules below PREFIX/lib/pythonX.Y, or those of a list, on all cores."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    # Python without the GIL has `python3.13t`.
+    # Python without the GIL has `python3.13t`. Behind a link are the modules of the folder itself.
     folders = [one for one in Path(prefix, "lib").glob(f"{version}*") if not one.is_symlink()]
-    # Behind links are the modules of the folder itself.
     found = sorted(path for folder in folders for path in folder.rglob("*.py"))
     if chosen:
         names = Path(chosen).read_bytes().split(b"\0")

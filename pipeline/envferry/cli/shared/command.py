@@ -80,6 +80,8 @@ def command(
 
     def decorate(function: Callable[[Console, Options], int | None]) -> click.Command:
         def run(*, as_json: bool, is_quiet: bool, verbosity: int, **values: object) -> int | None:
+            # First: relative entries of PATH would let the current folder decide which programs
+            # run.
             tidy_environment()
             if (umask := settings().umask) is not None:
                 os.umask(umask)

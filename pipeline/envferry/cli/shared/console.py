@@ -63,6 +63,7 @@ class Console:
 
     def result(self, value: object, lines: Callable[[], Iterable[str]]) -> None:
         """Print a result: the value with `--json`, else the lines for people."""
+        # An error that follows is not printed as JSON: there is one document only.
         self.answer.is_given = True
         if self.as_json:
             click.echo(to_json(plain(value)), nl=False)
@@ -89,6 +90,7 @@ class Console:
 
     def confirm(self, question: str) -> bool:
         """Ask at the terminal; yes without a terminal, or with `--json`."""
+        # Scripts are never asked.
         if not self.can_ask():
             return True
         return click.confirm(question, err=True)

@@ -263,6 +263,6 @@ def links_removed(trees: Mapping[tuple[EnvHome, str], SeenTree]) -> Iterator[Non
                     note if number in states and note[0] == states[number].inode else UNKNOWN
                     for number, note in enumerate(seen.files)
                 ]
-                # Most trees share no file with the one that goes: their notes are still right.
+                # The notes of trees that share no file with the one that goes are still right.
                 if any(files[number] != state.note for number, state in states.items()):
                     write_seen(home, id_, msgspec.structs.replace(seen, files=tuple(files)))
