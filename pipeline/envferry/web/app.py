@@ -167,6 +167,7 @@ class Pages:
         entry = self.site.entry(parts["name"], parts["platform"], parts["id"])
         stem = f"{entry.name}-{entry.platform}-{entry.id}"
         answer = _revalidated(request, self.site.file(entry, file), FILES[file])
+        # The parts were checked as names, so nothing in them ends the quotes.
         answer.headers["Content-Disposition"] = f'attachment; filename="{stem}.{file}"'
         return answer
 

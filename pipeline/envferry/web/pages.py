@@ -127,6 +127,7 @@ def artifact(site: RegistryView, request: PageRequest) -> ArtifactPage:
     order = request.order(PACKAGE_COLUMNS)
     license_order = request.order(LICENSES, "licenses_")
     wanted = [one for one in manifest.packages if q.lower() in f"{one.name} {one.license}".lower()]
+    # Sorting is stable: packages that are equal in what is asked for stay in the order of names.
     wanted.sort(key=lambda one: one.name.lower())
     packages = ordered(wanted, order, PACKAGE_COLUMNS)
     facts, ways = manifest.archive, site.snippets(entry, manifest.prefix)

@@ -32,6 +32,7 @@ REVALIDATE = "no-cache"
 def is_registry_file(key: str) -> bool:
     """Whether a key is one that readers of a registry ask for."""
     parts = key.split("/")
+    # Part by part: neither `..` nor an empty part is a name.
     if not all(NAME_PATTERN.fullmatch(part) for part in parts[:4]):
         return False
     if key.startswith(TAGS):
@@ -67,6 +68,7 @@ def answer_file(store: Store, key: str, request: Request) -> Response:
     if status == 206:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{stat.size}"
         headers["Content-Length"] = str(end - start)
+    # Never compressed on the way: these are the bytes that were signed.
     kind = "application/octet-stream"
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=kind)

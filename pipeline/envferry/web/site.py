@@ -137,6 +137,7 @@ class RegistryView:
         """Return the artifact that an id or a tag means; raise NotFound."""
         for part, what in ((name, "environment name"), (platform, "platform"), (version, "tag")):
             check_name(part, what)
+        # A tag never has the form of an id (registry/layout.py).
         wanted = queries.Filter(
             name=name, platform=platform, tag=None if ID_PATTERN.fullmatch(version) else version
         )
@@ -152,6 +153,7 @@ class RegistryView:
         with self._lock:
             if found := self._contents.get(place):
                 since, contents = found
+                # A manifest stays, but an attestation may be added to it later.
                 if time.monotonic() - since < STALE_SECONDS:
                     self._contents.move_to_end(place)
                     return contents
