@@ -253,6 +253,7 @@ def _why_not(
         if "python" in _names(note.materials.conda, materials.conda) | _names(
             materials.conda, note.materials.conda
         ):
+            # Byte code, scripts and the place of site-packages all follow python.
             return "python changed"
         if note.conda_tied:
             return note.conda_tied
@@ -270,6 +271,7 @@ def _why_not(
 def _read_note(path: Path) -> TreeNote | str:
     """Return a note; else why there is none that counts, empty where there is none at all."""
     try:
+        # A note that another user wrote could bring any file into the next artifact.
         return decode_json(read_own(path), TreeNote)
     except FileNotFoundError:
         return ""

@@ -60,6 +60,7 @@ def make_wheels(
         link_conda_half(wheel_builder, work, options)
         for item in missing:
             with wheel_builder.sources.progress.task(f"make a wheel of {item.name} ({item.kind})"):
+                # Read-only: one project's build must not change the interpreter of the next one's.
                 wheels[item.url] = wheel_builder.make(
                     item, work_dirs[item.name], work.mount(writable=False)
                 )

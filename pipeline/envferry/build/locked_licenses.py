@@ -51,6 +51,7 @@ def _metadata_of(wheel: Path) -> str | None:
             if name is None:
                 return None
             with archive.open(name) as stream:
+                # The fields come first and the long description last, so a cut loses no licence.
                 return stream.read(MOST_METADATA).decode("utf-8", errors="replace")
     except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError):
         return None

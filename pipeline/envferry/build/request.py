@@ -28,6 +28,7 @@ OTHER_VARIATION = BuildVariation(
         "HOME": "/tmp/another/home",
         "LC_ALL": "C",
         "LOGNAME": "another",
+        # Another seed gives sets another order.
         "PYTHONHASHSEED": "4321",
         "TZ": "Asia/Kolkata",
         "USER": "another",
@@ -35,6 +36,7 @@ OTHER_VARIATION = BuildVariation(
 )
 ANOTHER_DAY = {
     "LD_PRELOAD": "/usr/$LIB/faketime/libfaketime.so.1",
+    # More than a year, so that every date has another year.
     "FAKETIME": "+400d",
     "FAKETIME_DONT_FAKE_MONOTONIC": "1",
 }

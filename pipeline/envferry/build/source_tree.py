@@ -10,6 +10,7 @@ from envferry.base.sha256 import sha256_hex
 
 # What tools leave in a project's folder and no build reads.
 SKIPPED = {".git", ".hg", ".svn", ".tox", ".nox", ".venv", "__pycache__"}
+# Only at the top: further down these may be packages of the project.
 SKIPPED_AT_TOP = {"build", "dist"}
 SKIPPED_ENDINGS = (".pyc", ".egg-info")
 
@@ -22,6 +23,7 @@ def digest_source_tree(folder: Path) -> str:
     """
     lines = []
     for path in sorted(_files(folder)):
+        # git keeps this bit of a mode alone; the others follow the umask of the checkout.
         mark = "x" if os.access(path, os.X_OK) and not path.is_symlink() else "-"
         name = path.relative_to(folder).as_posix()
         lines.append(f"{name}\0{mark}\0{_digest(path)}\n".encode(errors="surrogateescape"))
@@ -42,6 +44,7 @@ def _files(folder: Path) -> list[Path]:
     for parent, folders, names in os.walk(folder):
         at_top = Path(parent) == folder
         folders[:] = [name for name in folders if not _is_skipped(name, at_top=at_top)]
+        # os.walk lists links to folders among the folders and does not enter them.
         links = [name for name in folders if Path(parent, name).is_symlink()]
         found += [
             Path(parent, name) for name in (*names, *links) if not _is_skipped(name, at_top=at_top)

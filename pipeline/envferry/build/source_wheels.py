@@ -41,6 +41,7 @@ RECORDS = "made"
 """The folder of the cache that says which wheel was made of what."""
 DOWNLOADS, WORK_DIR = "/envferry/downloads", "/envferry/bench"
 """Where the container sees the cache, and what it may write; compilers note this path."""
+# The modes of the files in a wheel follow the umask of its build.
 WITH_UMASK = ("/bin/sh", "-c", 'umask 022; exec "$@"', "sh")
 
 
@@ -72,11 +73,13 @@ class WheelBuilder(msgspec.Struct, frozen=True, kw_only=True):
     def key(self, package: LockedPackage) -> str:
         """Return what decides the bytes of a package's wheel, as a digest in hex."""
         inputs = (
+            # Another version of envferry may make other bytes of the same inputs.
             __version__,
             self.sandbox.image or self.sandbox.name,
             # The fragment says which folder of a repository is built.
             (package.name, package.kind, package.sha256, package.url.partition("#")[2]),
             sorted((item.name, item.sha256) for item in self.requires(package)),
+            # A lock may have nothing but MD5 for a conda package.
             sorted((item.name, item.sha256 or item.md5) for item in self.conda),
         )
         return blake3(msgspec.json.encode(inputs)).hexdigest()
@@ -92,6 +95,7 @@ class WheelBuilder(msgspec.Struct, frozen=True, kw_only=True):
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
         path = root / "sha256" / made.sha256[:2] / made.sha256 / made.file
+        # A wheel that was removed or damaged is made again.
         if not path.is_file() or hash_file(path, "sha256", lambda _: None) != made.sha256:
             return None
         # Its time says when it was last asked for.
@@ -117,6 +121,7 @@ class WheelBuilder(msgspec.Struct, frozen=True, kw_only=True):
             python=f"{SOURCES_PREFIX}/bin/python",
             requires=tuple(
                 WheelFile(
+                    # sha256/AB/DIGEST/FILE below the cache.
                     path="/".join((DOWNLOADS, *files[item.url].parts[-4:])),
                     name=item.name,
                     version=item.version,

@@ -35,7 +35,9 @@ PYPROJECT = "pyproject.toml"
 DEFAULT_REQUIRES = ("setuptools>=40.8.0",)
 """What a project without `build-system` is built with, by PEP 518."""
 GIT_URL = re.compile(r"git\+(?P<url>.+)@(?P<commit>[0-9a-f]{40})(#subdirectory=(?P<folder>.+))?")
+# What git and ssh print when they need a login and cannot ask for it.
 NEEDS_LOGIN = re.compile(r"terminal prompts disabled|Authentication failed|Permission denied")
+# The mode of a gitlink, a commit of another repository (git-fast-import(1)).
 SUBMODULE_MODE = "160000 "
 
 
@@ -90,6 +92,7 @@ class SourceCache(msgspec.Struct, frozen=True, kw_only=True):
             return target
         folder = folder_of(package)
         copy_source_tree(folder, target)
+        # Of the copy: the folder may change while it is copied.
         if (found_digest := digest_source_tree(target)) != package.sha256:
             message = (
                 f"{folder} changed since it was locked: "
@@ -133,6 +136,7 @@ def read_from_archive(path: Path, name: str) -> str | None:
 
     def is_wanted(member: str) -> bool:
         parts = member.split("/")
+        # NAME-VERSION/pyproject.toml: a source distribution has one folder at its top (PEP 517).
         return len(parts) == 2 and parts[1] == PYPROJECT
 
     try:
@@ -160,6 +164,7 @@ class GitCommit(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, package: LockedPackage) -> GitCommit:
         """Parse a package's URL; raise SpecError when it names no commit."""
         found = GIT_URL.fullmatch(package.url)
+        # Of a commit, the lock has the name in the place of a checksum.
         if found is None or found["commit"] != package.sha256:
             message = (
                 f"{redact(package.url)} does not name the commit that {package.name} is locked to"
@@ -173,11 +178,13 @@ class GitCommit(msgspec.Struct, frozen=True, kw_only=True):
         Raises NotFound when the commit cannot be had, SpecError when parts of it are elsewhere.
         """
         home = cache_root / "git" / blake3(self.url.encode()).hexdigest()[:32]
+        # Two builds may want one repository at a time.
         with entry_lock(home):
             if not (home / "HEAD").exists():
                 git("init", "--bare", "--quiet", home)
             if not self._is_in(home):
                 self._fetch(home, offline=offline, logins=logins)
+        # `git archive` would leave empty folders in the place of submodules.
         listed = git("--git-dir", home, "ls-tree", "-r", self.commit).stdout.splitlines()
         parts = [line.split("\t")[1] for line in listed if line.startswith(SUBMODULE_MODE)]
         if parts:
@@ -217,6 +224,7 @@ class GitCommit(msgspec.Struct, frozen=True, kw_only=True):
 
     def archive(self, repository: Path, target: Path) -> None:
         """Write the files of the commit into a tar archive."""
+        # One folder at the top, as in a source distribution: `wheel_builder.unpack` expects that.
         words = ("--format=tar", "--prefix=source/", "-o", target, self.commit)
         git("--git-dir", repository, "archive", *words)
 

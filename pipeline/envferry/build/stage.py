@@ -62,7 +62,9 @@ def build_env(
     platform = current_platform()
     packages = lock.for_platform(platform)
     home = options.builds_dir / f"{lock.name}-{platform}"
+    # Beside the folder, which is replaced as a whole.
     building = exclusive_lock(home.with_name(f"{home.name}.lock"), f"the build of {lock.name}")
+    # Builds share the cache; only its upkeep needs it alone.
     with building, cache_lock(cache.root, shared=True):
         partial = home.with_name(f"{home.name}.partial")
         # Before anything is downloaded: only its owner can replace a build.
@@ -126,6 +128,7 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
             log.info("built from scratch: %s", found)
         files, data = self.packages, data_downloads(self.lock, current_platform())
         if earlier:
+            # What stays is linked, so its file may have left the cache.
             files = tuple(package for package in files if package.url in earlier.added)
         downloads = self.cache.fetch_all(
             (*files, *data), progress=progress, offline=options.offline
@@ -146,10 +149,13 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
             )
             with progress.task(self._title(found)):
                 answer = run_builder(request, work, self.cache.root, self.sandbox, options)
+            # Another rattler or uv may lay out the same packages in another way.
             if earlier and (answer.why_from_scratch or answer.tools != earlier.note.tools):
                 raise NotIncremental(answer.why_from_scratch or "the tools changed")
             answer = as_from_scratch(answer, earlier)
             if options.check:
+                # Before it takes the place of the previous build: that one stays when a check
+                # fails.
                 run_checks(self.lock.options.checks, work, self.sandbox, progress)
             built = note_build(self.lock, answer, self.sandbox.image, work, self.home)
             describe_build(built, self.described, work)

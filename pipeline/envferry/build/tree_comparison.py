@@ -83,5 +83,6 @@ def compare_contents(one: Path, other: Path) -> str:
 
 def first_difference(left: bytes, right: bytes) -> int:
     """Return where two byte strings begin to differ."""
+    # One file may be the beginning of the other.
     pairs = enumerate(zip(left, right, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))

@@ -148,6 +148,7 @@ def refs(console: Console, options: AuditOptions) -> None:
     audits = list(_audits(console, options, prepared, trust))
     facts = {"database": prepared.database.facts, "audits": audits}
     console.result(facts, lambda: audit_lines(audits, is_full=options.is_full))
+    # After the list, which is of use when the policy fails as well.
     require_allowed(audits)
 
 
@@ -247,6 +248,7 @@ def open_database(console: Console, path: Path, trust: Trust) -> AdvisoryDatabas
         verify_database,
     )
 
+    # Read once: the bytes that are verified are those that are decoded.
     data = read_database_bytes(path)
     if trust.keys:
         keys, least = trust.keys_for("database"), trust.least_for("database")
@@ -308,6 +310,7 @@ def _of_tags(
 
     index = open_index(console, options.registry)
     for entry in index.ask(entries(Filter(is_tagged=True))):
+        # One that is damaged must not keep the others from being audited.
         if entry.problem:
             console.note(f"{entry.name}@{entry.id} is damaged and not audited: {entry.problem}")
             continue

@@ -109,7 +109,9 @@ def markdown_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> lis
             lines += ["It has no lock that can be read.", ""]
             continue
         try:
+            # Under its earlier name: at that revision a renamed spec has its lock there.
             before = lock_at(f"{item.was or item.spec}@{options.since}")
+        # It had no lock then: all packages are new.
         except NotFound:
             before = None
         changes = compare_locks(before, lock_at(lock_path(item.spec)))
@@ -156,6 +158,7 @@ def job_matrix(specs: Iterable[str], service: Service) -> dict[str, object] | li
     jobs = []
     for spec in specs:
         lock = api.read_lock(spec)
+        # Sorted, so that jobs come in the same order each time.
         jobs += [(spec, lock.name, platform) for platform in sorted(lock.content_hashes)]
     if len(jobs) > MAX_JOBS[service]:
         message = f"{len(jobs)} jobs, but a {service} matrix has at most {MAX_JOBS[service]}"

@@ -24,6 +24,7 @@ def lock_at(argument: str) -> Lock:
     from envferry.specs.locks import parse_lock, read_lock
     from envferry.specs.reading import find_spec
 
+    # The last one: a path may have others.
     name, at, revision = argument.rpartition("@")
     target = name if at else argument
     is_lock = target.endswith(".conda-lock.yml")
@@ -33,6 +34,7 @@ def lock_at(argument: str) -> Lock:
     path = spec if is_lock else spec.with_name(f"{spec.stem}.conda-lock.yml")
     if not at:
         return read_lock(path)
+    # `REV:PATH` begins at the top of the repository, `REV:./PATH` here (gitrevisions(7)).
     place = f"./{path}" if not path.is_absolute() else path.name
     folder = path.parent if path.is_absolute() else Path()
     words: list[str | Path] = ["git", "-C", folder, "show", f"{revision}:{place}"]

@@ -86,6 +86,7 @@ def problems(findings: dict[str, str], registry: str) -> list[str]:
     """
     engines = [text for label, text in findings.items() if label.startswith("sandbox ")]
     found = []
+    # A machine that can lock is a build machine, which needs a sandbox engine.
     if not findings["conda-lock"].startswith("not ") and not any(
         text.startswith("works") for text in engines
     ):

@@ -152,6 +152,7 @@ def export(console: Console, options: ExportOptions) -> None:
     from envferry.transfer.export import export_artifacts, preview_export
 
     request, directory = options.request(), options.directory
+    # Before anything is copied: a key that cannot be used is reported at once.
     signer = load_signer(options.sign_keys) if options.tool else None
     source = open_trusting(options.registry, load_trust(options.trusted_keys))
     if options.dry_run:
@@ -167,6 +168,7 @@ def export(console: Console, options: ExportOptions) -> None:
         export_advisories(console, directory)
     export_bundle(console, directory)
     console.result(found, lambda: export_lines(found, options))
+    # After the result: a conflict of tags does not take back what was written.
     require_no_conflict(found.tags, found.directory)
 
 
@@ -182,6 +184,7 @@ def export_tool(console: Console, options: ExportOptions, signer: Signer | None)
         raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
     platform, run_file = options.platform, None
     tool = options.directory / "tool"
+    # The Python of this machine serves its own platform only.
     if options.interpreter or platform == current_platform():
         run_file, program = make_run_file(console, platform, options.interpreter)
         words = f"{human_bytes(len(run_file))}, {needs_words(program)}"
@@ -230,6 +233,7 @@ def read_public_keys(files: Iterable[Path]) -> tuple[tuple[PublicKey, bytes], ..
     return tuple(
         (key, path.read_bytes())
         for path in files
+        # No folder of keys: those of this machine are not meant.
         for key in read_trusted_keys(Path("/nonexistent"), [path])
     )
 

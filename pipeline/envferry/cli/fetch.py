@@ -76,6 +76,7 @@ def preview_fetch(console: Console, options: FetchOptions, registry: Registry) -
         Artifact(directory=options.output, manifest=manifest).archive_path,
         manifest.archive.size,
     )
+    # A preview reads no archive, so the size has to do.
     is_there = path.is_file() and path.stat().st_size == size
     facts = {"archive": path, "id": manifest.id, "size": size, "present": is_there}
     line = f"{path}: would be fetched, {human_bytes(size)}"

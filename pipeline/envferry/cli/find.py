@@ -33,6 +33,7 @@ def find(console: Console, options: FindOptions) -> int:
 
     if asked := options.asked():
         return _find_otherwise(console, asked, options.without_package())
+    # `asked` has raised where nothing says what to find.
     assert options.package
     wanted, selected = MatchSpec.parse(options.package), options.filter()
     index = open_index(console, options.registry, fully=options.fully)

@@ -78,6 +78,7 @@ def _digests_of(path: Path) -> tuple[str, ...]:
     if not size:
         message = f"{path} is empty: every environment has empty files"
         raise UsageError(message, hint="name the file that you mean")
+    # Locks have SHA-256 of downloads, manifests BLAKE3 of archives, indexes XXH3-128 of files.
     return sha256.hex(), strong.hexdigest(), fast.hexdigest()
 
 

@@ -105,6 +105,7 @@ def follow(console: Console, options: FollowOptions) -> None:
         request = noted_request(options, ref, home)
         followed = follow_once(request, progress=console.progress)
     finally:
+        # Also after a poll that failed: monitoring has to learn of it.
         if options.textfile and not options.dry_run:
             write_metrics(ref, home, options.textfile)
         if not options.dry_run:
@@ -193,6 +194,7 @@ def given_words(context: click.Context) -> list[str]:
     words = []
     for one in context.command.params:
         name = one.name or ""
+        # What settings say, each poll reads by itself.
         is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         if not is_given or not isinstance(one, click.Option) or name in NOT_OF_POLLS:
             continue
@@ -205,6 +207,7 @@ def given_words(context: click.Context) -> list[str]:
             is_place = isinstance(one.type, click.Path) or name in PLACES
             if is_place and text and "://" not in text:
                 text = str(Path(text).absolute())
+            # With `=`, a value that begins with a dash is not taken for an option.
             words.append(f"{one.opts[-1]}={text}")
     return words
 
@@ -214,6 +217,7 @@ def this_command() -> str:
     script, shell = Path(sys.argv[0]).absolute(), ""
     if run_file := started_file():
         script, shell = run_file.absolute(), "/bin/sh "  # a disk may be mounted `noexec`
+    # Started as `python -m envferry`: this is a file of the package.
     elif script.name != "envferry":
         script = Path(sys.executable).with_name("envferry")
     if set(str(script)) & set(" \"'\\%$"):

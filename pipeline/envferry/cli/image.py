@@ -68,6 +68,7 @@ def image(console: Console, options: ImageOptions) -> None:
     attestation = attestation_of(options.file)
     write = image_of_installed if options.installed else image_of_artifact
     written = write(console, options)
+    # That of an earlier image under this name: it is not about these bytes.
     attestation.unlink(missing_ok=True)
     if signer:
         write_bytes(attestation, attest_image(options.file, signer))

@@ -85,6 +85,7 @@ def import_command(console: Console, options: ImportCommandOptions) -> None:
     reason = ""
     write_bytes(imported.spec.path, imported.text.encode())
     if imported.locks:
+        # After the spec is written: it stays where it cannot be locked.
         imported, made, reason = lock_imported(console, imported, options.source, wanted)
     for note in imported.notes:
         console.note(note)
@@ -158,6 +159,7 @@ def lock_imported(
     try:
         made, notes = lock_source(imported, source.name, console.progress)
     except PipelineError as error:
+        # Once only: what fails with a glibc that is set is reported.
         glibc = needed_glibc(error) if options.glibc is None else None
         if glibc:
             options = replace(options, glibc=glibc)

@@ -143,6 +143,7 @@ def install(console: Console, options: InstallCommandOptions) -> None:
 
     trust = load_trust(
         options.trusted_keys,
+        # Without the directory no tag is remembered: a dry run leaves no trace.
         None if options.dry_run else options.envs_dir,
         allow_downgrade=options.allow_downgrade,
         require_signature=options.require_signature,
@@ -173,6 +174,7 @@ def report_installed(console: Console, installation: Installation, options: Inst
     console.result(installation, lambda: [describe_installation(installation, options)])
     note_compilers(console, installation, options.envs_dir)
     report_host(options.envs_dir)
+    # Last: a hook that fails ends the command, and all else is done by then.
     run_hooks("install", installation, options.envs_dir)
 
 
@@ -193,6 +195,7 @@ def kernel_directory(told: str | None) -> Path | None:
     """Return where a kernel goes, as the command line or the settings say; None for nowhere new."""
     if told:
         return Path(told)
+    # The option alone gives an empty text: wanted, at the usual place.
     set_up = settings().kernel_dir
     return set_up or (user_kernels() if told is not None else None)
 
@@ -248,9 +251,11 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
             if there is not None:
                 image = there
             else:
+                # The name under which `mount_image` would bring it, so that it is not copied.
                 target = home.directory / f"{PARTIAL}{manifest.id}{IMAGE_SUFFIX}"
                 with changing(home, installing=manifest.id):
                     image = make_image(console, (source, manifest), target, wanted)
+        # It was made here, of an archive whose signatures were checked when it was opened.
         installation = mount_image(
             image, options=wanted, progress=console.progress, accept=lambda _: origin.signed_by
         )

@@ -54,6 +54,7 @@ def installation_table(found: Iterable[InstalledFacts]) -> Iterable[str]:
             minute(one.origin.time) if one.origin else "",
             one.origin.user if one.origin else "",
             verified_text(one.state),
+            # Without the reason after `perhaps`, which is long.
             used_text(one).partition(":")[0],
         )
         for one in found

@@ -149,8 +149,10 @@ def lock_one(
             log.warning("%s", warning)
         return lock, ()
     refuse_findings(_warned(lint_one(spec.path, None)), strict=options.strict)
+    # Read before it is written over.
     before = old_lock(spec.lock_path)
     made = lock_spec(spec, options=options.as_lock_options(), progress=console.progress)
+    # Only the new lock knows the licences of what it names.
     if policy := settings().license_policy:
         licenses = (one for one in lint_one(spec.path, policy) if one.rule.code == "S115")
         refuse_findings(_warned(licenses), strict=options.strict)

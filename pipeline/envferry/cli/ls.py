@@ -30,6 +30,7 @@ def ls(console: Console, options: SelectionOptions) -> None:
     """
     from envferry.index.queries import entries
 
+    # Names of environments have no slash: a registry is meant.
     if options.name and Path(options.name).is_dir() and "/" in options.name:
         message = f"{options.name} is a folder, expected the name of an environment"
         raise UsageError(message, hint=f"run `envferry ls --registry {options.name}`")

@@ -232,11 +232,14 @@ def run(arguments: list[str]) -> int:
     answer = Answer()
     try:
         require_utf8(arguments)
+        # A shell that completes a line gives variables and no arguments.
         if not arguments and not is_completing():
             from envferry.cli.next_step import welcome
 
             click.echo(welcome(Path()))
             return 0
+        # Without `standalone_mode`, click raises what it would otherwise print before it exits by
+        # itself.
         result = envferry.main(arguments, prog_name="envferry", standalone_mode=False, obj=answer)
     except EXPECTED as error:
         failure = explain(error)

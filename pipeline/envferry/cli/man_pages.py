@@ -75,6 +75,7 @@ def _synopsis(context: click.Context) -> str:
 
 
 def _description(command: click.Command) -> str:
+    # `\b` is click's mark for a paragraph whose lines stay as they are.
     paragraphs = re.split(r"\n\s*\n", (command.help or "").replace("\b", "").strip())
     return ".SH DESCRIPTION\n" + "\n.PP\n".join(_paragraph(text) for text in paragraphs)
 
@@ -96,6 +97,8 @@ def _options(context: click.Context) -> str:
 
 def _escaped(text: str) -> str:
     """Return text that roff shows as it is."""
+    # A bare hyphen may be shown as a typographic one, which cannot be copied (groff_char(7)).
     text = text.replace("\\", "\\e").replace("-", "\\-")
+    # At the start of a line these begin a request (roff(7)).
     text = re.sub(r"(?m)^([.'])", r"\\&\1", text)
     return re.sub(r"[^\x00-\x7f]", lambda found: f"\\[u{ord(found[0]):04X}]", text)

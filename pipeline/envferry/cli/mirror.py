@@ -71,6 +71,7 @@ def mirror(console: Console, options: MirrorOptions) -> None:
         plan = plan_mirror(there, here, request)
         found = plan.report()
         console.preview(found, lambda: mirror_lines(found, dry_run=True))
+        # After the preview, as a mirror copies all else before it fails.
         plan.require_sound()
     else:
         found = mirror_registry(

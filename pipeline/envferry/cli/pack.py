@@ -77,6 +77,7 @@ def environment_at(console: Console, options: PackCommandOptions) -> Iterator[Bu
 
     folder = Path(options.source)
     is_spec = folder.suffix in SPEC_ENDINGS
+    # Without a slash it is the name of a build, unless a virtual environment lies here.
     is_folder = not is_spec and ("/" in options.source or is_venv(folder))
     with TemporaryDirectory() as scratch:
         work_dir = Path(scratch) if options.dry_run else settings().cache_dir / "found"
@@ -125,6 +126,7 @@ def pack_built(
     )
     with measured(console.progress, built.name) as progress:
         artifact = pack_env(built, options=options, progress=progress, announce=said.append)
+    # `pack_env` announces once, also when nothing is reused.
     (taken,) = said
     if taken.frames:
         size, whole = human_bytes(taken.size), human_bytes(artifact.manifest.archive.size)

@@ -90,6 +90,7 @@ def release(console: Console, options: ReleaseOptions) -> None:
     changed: tuple[str, ...] = ()
     if options.since is not None:
         changed = releasable(console, SPECS_DIR, options.since)
+    # Each once, in the order that was given.
     specs = dict.fromkeys((*options.specs, *changed))
     if options.matrix:
         click.echo(json.dumps(job_matrix(specs, options.matrix)))
@@ -226,6 +227,7 @@ def release_one(release: Release, outcome: Outcome) -> None:
     artifact, outcome.reused = pack_built(
         console, built, options, PackSettings(registry=options.registry)
     )
+    # Before the push: what a policy refuses does not get into the registry.
     release.gate.require_artifact(artifact)
     outcome.pushed = push_one(console, artifact, target, options)
     outcome.built = True

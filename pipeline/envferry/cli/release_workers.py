@@ -191,11 +191,13 @@ class WorkerRelease(msgspec.Struct):
         from envferry.lock.conda.channel_logins import logins_of_spec
         from envferry.registry.release_lookup import find_released
 
+        # `check_all` has read every lock: an error in one of them ends the release before this.
         assert outcome.lock is not None
         if not self.options.rebuild:
             checked = not self.options.no_check
             found = find_released(self.target, outcome.lock, outcome.platform, checked=checked)
             if found:
+                # The bytes as they are stored: a signature is of these.
                 data = self.target.proof(found).manifest_data
                 try:
                     self.take(outcome, AcceptedArtifact(manifest=found, data=data, uploaded=False))
@@ -299,6 +301,8 @@ class WorkerRelease(msgspec.Struct):
 
         if len(self.ready) < len(outcomes):
             return
+        # All signatures before the first tag, which could lead hosts to an artifact that is
+        # unsigned yet.
         for _, accepted in self.ready:
             sign(self.target, accepted)
         manifests, tags = [one.manifest for _, one in self.ready], check_tags(self.options.tags)

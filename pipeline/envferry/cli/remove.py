@@ -69,6 +69,7 @@ def remove(console: Console, options: RemoveOptions) -> int:
     if options.whole and not (options.yes or options.dry_run) and not is_sure(console, home):
         console.note("nothing was removed")
         return EXIT_INTERRUPTED
+    # Read first, as hooks are told of records that are gone by then.
     before = records_of(home)
     removal = remove_from(home, id_, options)
     if options.dry_run:

@@ -60,6 +60,7 @@ def serve(console: Console, options: ServeOptions) -> None:
         from envferry.web.server import is_local, listen, serve_site
         from envferry.web.site import RegistryView
     except ModuleNotFoundError as error:
+        # Any other module that is missing is a bug, which a traceback explains better.
         if (error.name or "").partition(".")[0] not in (
             "uvicorn",
             "starlette",
@@ -72,6 +73,7 @@ def serve(console: Console, options: ServeOptions) -> None:
     if options.public_url:
         require_public(options.public_url)
     host = options.host
+    # Before the index is read, which may take long: a port that is taken is reported at once.
     listener = listen(host, options.port)
     trust = load_trust(options.trusted_keys, takes_in=False)
     audit = None

@@ -44,6 +44,7 @@ def stats(console: Console, options: StatsOptions) -> None:
     tally = DownloadCounter()
     for path in options.logs:
         tally.count(read_log(path))
+    # Single lines may be odd; where all are, it is another kind of file.
     if tally.lines and tally.not_understood == tally.lines:
         message = f"none of the {plural(tally.lines, 'line')} is that of an access log"
         raise UsageError(message, hint="name logs in the common, combined or S3 format")

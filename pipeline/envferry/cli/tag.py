@@ -39,6 +39,7 @@ def tag(console: Console, options: TagOptions) -> None:
     )
     check_name(options.tag, "tag")
     id_ = registry.resolve(wanted, platform)
+    # A tag must not lead hosts to what they cannot install.
     registry.require_installable(registry.described(wanted.name, platform, id_))
     if options.dry_run:
         name = TagName(name=wanted.name, platform=platform, tag=options.tag)

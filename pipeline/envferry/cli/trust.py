@@ -129,6 +129,7 @@ def add(console: Console, options: AddKeyOptions) -> None:
     """
     from envferry.trust.bundle_edit import add_key
 
+    # The named key alone, without those that this machine trusts.
     (public,) = read_trusted_keys(NO_KEYS_DIR, [options.key])
     key = BundleKey(
         name=options.name or options.key.stem,
@@ -153,6 +154,7 @@ def revoke_key(console: Console, options: RevokeKeyOptions) -> None:
     """Revoke a key by its id: nothing that it ever signed is accepted any more."""
     from envferry.trust.bundle_edit import revoke_key as revoked
 
+    # For its NotFound: `next_version` would begin a bundle where there is none.
     options.existing()
     made = options.next_version(revoked(options.key_id, options.why, now()))
     write(console, options, made, f"{options.key_id} is revoked")

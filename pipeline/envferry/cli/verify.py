@@ -123,6 +123,7 @@ def archive_words(home: EnvHome, id_: str, options: VerifyOptions) -> str:
 
     origin = home.installation(id_).origin
     usual = settings().registry
+    # Records have absolute paths, where settings may have relative ones.
     places = {usual, str(absolute_path(Path(usual)))}
     if origin is None or origin.source in places or options.registry != usual or options.file:
         return ""

@@ -39,6 +39,7 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
     from envferry.trust.tool_signature import is_run_file, is_tool, verify_run_file, verify_tool
 
     path = Path(wanted.ref)
+    # Keys alone sign these; identities sign artifacts, too.
     is_for_keys = is_tool(path) or is_run_file(path) or is_image(path)
     if not (trust.keys if is_for_keys else trust.if_any):
         message = f"{wanted.ref}: signature not verified (no trusted keys)"

@@ -61,6 +61,7 @@ def make_current(
         has_checks = False
     if not has_checks:
         flip(home, installation.id)
+    # It is visible at its place already, so no view is needed.
     elif home.current_id() == installation.id:
         run_checks(checks, checked, progress)
     elif view := namespace_command(home, installation.id):
@@ -157,6 +158,7 @@ def roll_back(
             hint = f"it gets one with an update: `envferry install {home.name}@TAG`"
             raise NotFound(msg, hint=hint)
         installation = home.installation(wanted)
+        # A rollback moves nothing aside, unlike an install with --replace.
         if home.current_id() is None and home.link.exists():
             message = f"{home.link} exists but was not made by envferry: left untouched"
             raise TargetOccupied(message, hint="move it aside first")

@@ -90,6 +90,8 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
             or (is_beside_a_record(path) and not home.record(path.stem).is_file())
         ):
             remove(path)
+        # The tree of `installing` may have its name and no record yet: the install goes on with
+        # it.
         elif ID_PATTERN.fullmatch(name) and name != installing:
             clear_tree(home, name)
 
@@ -97,9 +99,12 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
 def is_obsolete_partial(home: EnvHome, name: str, installing: str) -> bool:
     """Whether `.partial-NAME` is of no use, but for the install of the id `installing`."""
     if name.endswith(IMAGE_SUFFIX):
+        # The command that holds the lock may have written the image of `installing` just before.
         return name != f"{installing}{IMAGE_SUFFIX}"
     if name.endswith(JOURNAL):
         id_ = name.removesuffix(JOURNAL)
+        # A journal is of use with its tree. That of `installing` is so by itself, too: the tree
+        # may have got its name already.
         return id_ != installing and not home.partial(id_).is_dir()
     return name != installing and home.record(name).is_file()
 
@@ -148,5 +153,7 @@ def clean_up_if_idle(home: EnvHome) -> None:
     """Clear up for a command that only reads, where this user may and no other command runs."""
     # Without a lock file there was no change yet, and a command that only reads makes none.
     if home.lock_path.exists():
+        # Another command at work, or a folder that this user cannot write to, must not keep a
+        # command that only reads from its answer.
         with suppress(PipelineError, OSError), changing(home):
             pass

@@ -62,6 +62,8 @@ MAGIC = b"EFIMAGE1"
 FOOTER = struct.Struct("<QQQ8s")
 """The bytes of the file system, of the index frame and of the record; then the magic."""
 SQUASHFS_MAGIC = b"hsqs"
+# The level that zstd itself takes, where mksquashfs would take 15. 128 KiB is its default, and
+# stated because it decides the bytes.
 COMPRESSION_LEVEL = 3
 BLOCK_BYTES = 128 << 10
 MAKE_AGAIN = "make the image again with `envferry image`, or copy it again"
@@ -114,6 +116,7 @@ def write_image(
         with progress.task(f"image {archive.index.name}", archive.index.tar_size) as advance:
             stream = RelocatedTar(archive, relocation, advance)
             process.feed(squashfs_command(partial, archive.index.mtime), stream)
+        # The stream fills `edited` while it is read, so this comes after it.
         edited = {path: (held.size, held.xxh128) for path, held in stream.edited.items()}
         _append(partial, archive.index_frame, msgspec.structs.replace(installation, edited=edited))
     return read_image(target)
@@ -140,6 +143,7 @@ def write_installed_image(
 @contextmanager
 def _unfinished(target: Path) -> Iterator[Path]:
     """Give an image a name for now, and its own when it is whole; remove it when it fails."""
+    # 4.5 is the first one that reads a tar.
     if process.find_program("mksquashfs") is None:
         message = "mksquashfs is missing: it writes images"
         raise HostError(message, hint="install the system's squashfs-tools, 4.5 or newer")
@@ -293,6 +297,7 @@ def mount_image(
             finally:
                 partial.unlink(missing_ok=True)
             note_event(home, options.actor, "installed", installation.id, str(image.path))
+        # From the disk: what was installed already keeps its own record.
         installed = home.installation(installation.id)
         switch_to(home, installed, options, integrations, progress)
     return installation
@@ -322,6 +327,7 @@ def _bring(image: Image, home: EnvHome) -> Path:
         return partial
     try:
         shutil.copyfile(image.path, partial)
+        # For every user to read, whatever the umask is: copyfile does not copy modes.
         partial.chmod(0o644)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -358,6 +364,7 @@ def _put_in_place(image: Image, home: EnvHome, installation: Installation) -> No
     unmount(tree)
     discard_directory(tree, home.directory / f"{TRASH}{id_}")
     (home.directory / f"{PARTIAL}{id_}{IMAGE_SUFFIX}").replace(home.image(id_))
+    # At an empty folder, which this makes: the old tree has gone.
     mount(home.image(id_), tree)
     write_bytes(home.index(id_), image.end.index_frame)
     write_bytes(home.record(id_), to_json(installation))
@@ -367,5 +374,6 @@ def _can_link(path: Path, home: EnvHome) -> bool:
     """Whether an image can be shared: on one file system, and writable by no other user."""
     existing = next(one for one in (home.directory, *home.directory.parents) if one.is_dir())
     status = path.stat()
+    # A link is the same file: who can write to it could change what is mounted later.
     is_ours = status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
     return is_ours and status.st_dev == existing.stat().st_dev

@@ -30,9 +30,12 @@ def check_installed(
     checked = CheckedTree(
         prefix=installation.prefix,
         tree=home.tree(installation.id),
+        # Nothing follows from a failure here: what is current stays current.
         outcome="",
         hint=f"`envferry verify {home.name}` compares its files with what was installed",
     )
+    # Where the path leads to this tree, no mount namespace is needed, which most containers
+    # forbid.
     if not is_at_its_prefix(home, installation):
         checked = replace(checked, view=required_view(home, installation))
     try:

@@ -106,6 +106,7 @@ def prepare_install(
     relocation.check(archive.index)
     is_whole = is_installed(home, installation)
     reusable = ReusableTrees()
+    # This reads the indexes of all installations: only where something is missing.
     if not is_whole:
         reusable = find_reusable(home, installation, read_all=options.verify_shared)
     plan = InstallPlan(
@@ -197,9 +198,11 @@ def check_target(home: EnvHome, installation: Installation, *, replace: bool) ->
         message = f"{home.name} is conda's own environment, which is never a target"
         raise UsageError(message, hint="install it under another --name")
     check_env_prefix(prefix, "choose another --envs-dir, or another path with --prefix")
+    # Resolved, because `envs/NAME` is a link into that folder.
     if HOME in home.envs_dir.resolve().parts:
         message = f"{home.envs_dir} is inside an installed environment"
         raise TargetOccupied(message, hint="name another place with --envs-dir")
+    # `exists` is false for a link that leads nowhere, which is in the way all the same.
     is_taken = home.link.exists() or home.link.is_symlink()
     if is_taken and not home.has_link and not replace:
         what = "a link elsewhere" if home.link.is_symlink() else "not ours"
@@ -208,6 +211,8 @@ def check_target(home: EnvHome, installation: Installation, *, replace: bool) ->
             msg,
             hint="use another --name, or --replace to move it aside",
         )
+    # An id is one folder, with one prefix edited into its files: with another prefix, these would
+    # change below the programs that run from it.
     there = recorded(home, installation.id)
     if home.current_id() == installation.id and there and there.prefix != installation.prefix:
         msg = f"{home.link} is the same artifact, installed for another prefix"
@@ -240,5 +245,6 @@ def recorded(home: EnvHome, id_: str) -> Installation | None:
     """Return a record that is there and can be read."""
     try:
         return home.installation(id_)
+    # FileNotFoundError: another command has removed it between the look and the read.
     except (PipelineError, FileNotFoundError):
         return None

@@ -86,6 +86,7 @@ def remove_named(
     """Remove one installation; raise TargetOccupied for the current one and one in use."""
     require_installed(home)
     with _changing(home, dry_run=dry_run):
+        # For its NotFound: an id that is not installed must not look like one that was removed.
         home.installation(id_)
         if id_ == home.current_id():
             message = f"{home.name}@{id_} is the current installation"
@@ -104,11 +105,14 @@ def remove_whole(home: EnvHome, *, assume_unused: bool = False, dry_run: bool = 
     """
     require_installed(home)
     with _changing(home, dry_run=dry_run):
+        # From the names, as a damaged record must not keep an environment from being removed. All
+        # are looked at before the first one goes: a refusal leaves the environment whole.
         ids = sorted(path.stem for path in home.directory.glob("*.json"))
         for id_ in ids:
             refuse_used(home, id_, assume_unused=assume_unused)
         if dry_run:
             return Removal(name=home.name, removed=tuple(ids), kept={})
+        # Before the folder goes, which holds the note of where they are.
         forget_integrations(home)
         if home.has_link:
             home.point_at(None)
@@ -160,6 +164,8 @@ def remove_one(home: EnvHome, id_: str) -> None:
     unmount(home.tree(id_))
     home.image(id_).unlink(missing_ok=True)
     try:
+        # To remove a name changes the ctime of a file that other installations have, too, by which
+        # their notes tell that it is unchanged.
         with links_removed(seen_trees(home, but=id_)):
             discard_directory(home.tree(id_), home.directory / f"{TRASH}{id_}")
     except PermissionError as error:

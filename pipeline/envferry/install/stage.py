@@ -47,6 +47,8 @@ def install_artifact(
     nothing changed.
     """
     plan = prepare_install(source, manifest, options)
+    # The plan is made before the lock, which makes the environment's folder: an install that is
+    # refused leaves nothing behind.
     home, installation = plan.home, plan.installation
     detail = options.origin.ref if options.origin else ""
     with changing(home, installing=installation.id):
@@ -73,6 +75,8 @@ def with_new_tag(home: EnvHome, wanted: Installation) -> Installation:
     before, now = record.origin, wanted.origin
     if before is None or now is None:
         return record
+    # A signature is of the archive's bytes. The id is of the tar stream, so archives that were
+    # compressed otherwise share it.
     same_bytes = record.archive_xxh128 == wanted.archive_xxh128
     accepted = now.signed_by if same_bytes else ()
     signed_by = tuple(dict.fromkeys((*before.signed_by, *accepted)))
@@ -88,6 +92,7 @@ def preview_install(
 ) -> InstallPreview:
     """Say what an install would read, to the byte, and change nothing; raise what it would."""
     plan = prepare_install(source, manifest, options)
+    # Every file is here: no frame would be read.
     if plan.is_whole:
         return preview_plan(plan, range(len(plan.archive.index.files)), [])
     return preview_staging(plan)

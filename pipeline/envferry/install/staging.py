@@ -44,6 +44,7 @@ def preview_staging(plan: InstallPlan) -> InstallPreview:
     """Return what `write_tree` would read; what is here already is looked at, nothing changed."""
     kept = find_leftover(plan)
     rest = plan.reusable.candidates(plan.archive.index, plan.relocation, kept.files)
+    # How files would be linked does not matter: without a target nothing is written.
     supply = FileSharer(plan.archive.index, rest, Link.COPY, known=plan.reusable.known)
     present = kept.files | supply.verify(plan.options.threads)
     return preview_plan(plan, present, needed_frames(plan.archive, present, kept.frames))
@@ -145,6 +146,7 @@ def fill_tree(
         present, edited, sharing = set(kept.files), dict(kept.edited), None
         rest = plan.reusable.candidates(archive.index, plan.relocation, present)
         if rest:
+            # The extraction makes them otherwise; files are put into them before it here.
             make_directories(archive.index, str(partial))
             size = sum(archive.index.files[number].size for number in rest)
             link = choose_link(partial, plan.options.link)
@@ -220,6 +222,7 @@ def clear_leftovers(home: EnvHome, id_: str) -> None:
 def discard(home: EnvHome, id_: str) -> None:
     """Remove an unfinished install, and a tree of it that has no record."""
     unfinished = [home.partial(id_)]
+    # What `envs/NAME` leads to stays, record or not: programs may be running from it.
     if not home.record(id_).exists() and home.linked_id() != id_:
         unfinished.append(home.tree(id_))
         home.index(id_).unlink(missing_ok=True)

@@ -37,6 +37,8 @@ def switch_to(
         raise
     if has_passed:
         note_checked(home, id_, LastChecked(time=actor.time, passed=True))
+    # To install again what is current changes nothing, so the history gets no line for it.
     if not was_current:
         note_event(home, actor, "current", id_)
+    # After the checks: kernel and modulefile describe the installation that is current by then.
     change_integrations(home, integrations)

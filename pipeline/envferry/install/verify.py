@@ -65,6 +65,8 @@ def verify_installation(
     With the `time`, what was found is noted beside the record; and how files look that were read,
     so that updates do not read them again.
     """
+    # Before the current one is looked up: a killed command may have left one whose checks never
+    # passed.
     clean_up_if_idle(home)
     found = chosen_id(home, id_)
     tree = open_installed(home, found)
@@ -118,6 +120,7 @@ def repair_installation(
     open keeps it. What is extra stays. Raises IntegrityError for an archive of another id.
     """
     tree = open_installed(home, found.id)
+    # Whole indexes and not ids: the numbers of files and frames must be the same as well.
     if archive.index != tree.index:
         message = f"{archive.name} is {archive.index.name}@{archive.index.id}, expected {found.id}"
         raise IntegrityError(message, hint="name the archive that was installed")
@@ -132,6 +135,8 @@ def repair_installation(
             with progress.task(f"repair {home.name}") as advance:
                 options = ExtractOptions(relocation=tree.relocation, present=present)
                 edited = extract_tree(archive, staging, options=options, advance=advance)
+            # The record stays as it is: a file that was edited in another way would count as
+            # changed again.
             for path, content in edited.items():
                 if tree.edited.get(path) != content:
                     message = f"{path} was edited differently when {home.name} was installed"
@@ -153,6 +158,7 @@ def put_back(tree: InstalledTree, staging: Path, faulty: set[str]) -> None:
 
     So no file is moved through a symbolic link that stands where a directory must be.
     """
+    # The index does not list the top directory.
     put_directory_back(tree.root, TOP_MODE)
     wrong = [entry for entry in tree.index.files if entry.path in faulty]
     directories = (entry for entry in wrong if entry.type == "directory")
@@ -172,6 +178,8 @@ def put_directory_back(path: Path, mode: int) -> None:
     if not is_directory(str(path)):
         path.unlink(missing_ok=True)
         path.mkdir()
+    # mkdir is subject to the umask. A set-group-id bit comes from the folder above and does not
+    # count.
     if stat.S_IMODE(path.stat().st_mode) & 0o777 != mode:
         path.chmod(mode)
 

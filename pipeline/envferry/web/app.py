@@ -172,6 +172,7 @@ class Pages:
         entry = self.site.entry(parts["name"], parts["platform"], parts["id"])
         stem = f"{entry.name}-{entry.platform}-{entry.id}"
         answer = _revalidated(request, self.site.file(entry, file), FILES[file])
+        # The parts were checked as names, so nothing in them ends the quotes.
         answer.headers["Content-Disposition"] = f'attachment; filename="{stem}.{file}"'
         return answer
 
@@ -332,6 +333,7 @@ def _revalidated(request: Request, body: bytes, media_type: str) -> Response:
     tag = f'"{xxhash.xxh3_128_hexdigest(body)}"'
     headers = {"ETag": tag, "Cache-Control": REVALIDATE}
     asked = request.headers.get("if-none-match", "")
+    # The weak comparison, in which `W/` does not count (RFC 9110, 13.1.2).
     if tag in (one.strip().removeprefix("W/") for one in asked.split(",")):
         return Response(status_code=304, headers=headers)
     return _compressed(request, Response(body, headers=headers, media_type=media_type))
@@ -339,10 +341,12 @@ def _revalidated(request: Request, body: bytes, media_type: str) -> Response:
 
 def _compressed(request: Request, answer: Response) -> Response:
     """Compress an answer where the reader takes that; its ETag names the text, not the bytes."""
+    # On plain answers as well: a cache must not give either form to all readers.
     answer.headers["Vary"] = "Accept-Encoding"
     body = bytes(answer.body)
     if len(body) < LEAST_COMPRESSED or not takes_gzip(request.headers.get("accept-encoding", "")):
         return answer
+    # gzip notes a time otherwise (RFC 1952): equal texts give equal bytes.
     answer.body = gzip.compress(body, GZIP_LEVEL, mtime=0)
     answer.headers["Content-Encoding"] = "gzip"
     answer.headers["Content-Length"] = str(len(answer.body))

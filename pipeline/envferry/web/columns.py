@@ -46,6 +46,7 @@ LICENSES: Mapping[str, Column[LicenseShare]] = {
     "size": Column(lambda one: one.size, descends=True),
 }
 AUDITED: Mapping[str, Column[AuditedPackage]] = {
+    # What was found comes first, the worst of it at the top.
     "state": Column(lambda one: (STATES.index(one.state), -_worst(one))),
     "name": Column(lambda one: one.name.lower()),
     "version": Column(lambda one: version_key(one.version)),

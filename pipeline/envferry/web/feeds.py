@@ -55,8 +55,10 @@ def list_news(site: RegistryView, name: str | None) -> News:
     if name is not None and not found:
         message = f"this registry has no environment {name}"
         raise NotFound(message, hint="see all environments")
+    # The id decides between equal times, so that the feed, and its ETag, stay the same.
     found.sort(key=lambda one: (one.published or NEVER, one.id), reverse=True)
     entries = tuple((one, rfc3339(one.published or NEVER)) for one in found[:MOST_NEWS])
+    # An Atom feed has a time, also when it is empty (RFC 4287, 4.1.1).
     return News(name=name, updated=entries[0][1] if entries else rfc3339(NEVER), entries=entries)
 
 

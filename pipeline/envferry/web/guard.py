@@ -53,11 +53,13 @@ class Guard(msgspec.Struct, frozen=True):
         await self._chosen(scope)(scope, receive, send_guarded)
 
     def _chosen(self, scope: Scope) -> ASGIApp:
+        # A 405 names what is allowed (RFC 9110, 15.5.6).
         if scope["method"] not in METHODS:
             return PlainTextResponse(
                 "these pages can only be read\n", 405, headers={"Allow": ", ".join(METHODS)}
             )
         host = _host_name(Headers(scope=scope).get("host", ""))
+        # Against DNS rebinding; 421 is for requests that were misdirected (RFC 9110, 15.5.20).
         if self.hosts is not None and host not in self.hosts:
             return PlainTextResponse("this server does not answer to that host name\n", 421)
         return self.app

@@ -48,6 +48,7 @@ def render_markdown(text: str) -> Markup:
 @cache
 def _renderer() -> HarmlessMarkdown:
     renderer = HarmlessMarkdown("commonmark", {"html": False})
+    # The policy of the pages forbids pictures from elsewhere (guard.py).
     renderer.enable("table").disable("image")
     changes = {
         "link_open": _mark_link,

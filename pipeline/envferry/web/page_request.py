@@ -62,6 +62,7 @@ class PageRequest:
     def paging(self, total: int, rows: int = ROWS) -> Paging:
         """Return which part of a list is asked for; the nearest one that there is."""
         text = self.text("page")
+        # Rounded up; an empty list has a page, too.
         pages = max(1, -(-total // rows))
         page = min(max(int(text), 1), pages) if text.isascii() and text.isdecimal() else 1
         return Paging(page=page, pages=pages, total=total)

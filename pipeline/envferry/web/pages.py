@@ -83,6 +83,7 @@ def environment(site: RegistryView, request: PageRequest) -> EnvironmentPage:
     name, platform = request.path["name"], request.text("platform") or None
     everything = _versions(site, name)
     wanted = [one for one in everything if platform in (None, one.platform)]
+    # By time first: sorting is stable, so of equal rows the newest comes first.
     order, newest = request.order(ENTRIES), Order("published", descending=True)
     wanted = [*ordered(wanted, newest, ENTRIES)]
     shown, paging = request.paginate(ordered(wanted, order, ENTRIES))
@@ -109,6 +110,7 @@ def changes(site: RegistryView, request: PageRequest) -> ChangesPage:
     versions = [one for one in everything if one.platform == platform and not one.problem]
     paging = request.paging(len(versions), STEPS)
     first = (paging.page - 1) * STEPS
+    # One more than is shown: what the last one changed is told by the one before it.
     readable = [*islice((one for one in versions[first:] if _is_readable(site, one)), STEPS + 1)]
     pairs = zip(readable, [*readable[1:], None], strict=True)
     steps = tuple(_step(site, *pair) for pair in islice(pairs, STEPS))
@@ -125,6 +127,7 @@ def artifact(site: RegistryView, request: PageRequest) -> ArtifactPage:
     order = request.order(PACKAGE_COLUMNS)
     license_order = request.order(LICENSES, "licenses_")
     wanted = [one for one in manifest.packages if q.lower() in f"{one.name} {one.license}".lower()]
+    # Sorting is stable: packages that are equal in what is asked for stay in the order of names.
     wanted.sort(key=lambda one: one.name.lower())
     packages = ordered(wanted, order, PACKAGE_COLUMNS)
     facts, ways = manifest.archive, site.snippets(entry, manifest.prefix)
@@ -233,6 +236,7 @@ def find(site: RegistryView, request: PageRequest) -> FindPage:
         offset=offset,
     )
     matches = site.ask(queries.find(wanted, where, part))
+    # A pattern may fit many packages, whose versions have nothing in common.
     versions = site.ask(queries.versions_of(wanted)) if "*" not in wanted.name else ()
     return FindPage(
         q=q, tagged=tagged, matches=matches, versions=versions, order=order, paging=paging
@@ -369,6 +373,7 @@ def _licenses(packages: Sequence[PackageFacts]) -> list[LicenseShare]:
         LicenseShare(license=text, packages=len(group), size=sum(one.size for one in group))
         for text, group in found.items()
     ]
+    # `~` sorts behind all letters: what has no licence is last.
     return sorted(shares, key=lambda one: (one.license or "~").lower())
 
 
@@ -377,6 +382,7 @@ def _previous(site: RegistryView, entry: Entry) -> Entry | None:
     same = site.ask(queries.entries(Filter(name=entry.name, platform=entry.platform)))
     ids = [one.id for one in same]
     place = ids.index(entry.id) if entry.id in ids else len(ids)
+    # The index gives the newest first, so the next one is the one before.
     return next((one for one in same[place + 1 : place + 2] if not one.problem), None)
 
 

@@ -60,6 +60,7 @@ def _of_keys(manifest: Manifest, proof: Proof, trust: Trust | None) -> Provenanc
             return ProvenanceSummary(
                 status="valid", signed_by=found.signed_by, who=found.who, finished=found.time
             )
+        # This can be told without any key.
         if not is_about(envelope, manifest, proof.manifest_data):
             return ProvenanceSummary(status="invalid", problem="it is about another artifact")
     except IntegrityError as error:

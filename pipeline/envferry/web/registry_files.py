@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from envferry.stores.port import Stat, Store
 
 PIECE_BYTES = 4 << 20
+# One range only: a server may ignore all others (RFC 9110, 14.2). 18 digits fit into 64 bits.
 RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 REVALIDATE = "no-cache"
 
@@ -31,6 +32,7 @@ REVALIDATE = "no-cache"
 def is_registry_file(key: str) -> bool:
     """Whether a key is one that readers of a registry ask for."""
     parts = key.split("/")
+    # Part by part: neither `..` nor an empty part is a name.
     if not all(NAME_PATTERN.fullmatch(part) for part in parts[:4]):
         return False
     if key.startswith(TAGS):
@@ -61,10 +63,12 @@ def answer_file(store: Store, key: str, request: Request) -> Response:
         return Response(status_code=304, headers=headers)
     start, end, status = _part(request.headers.get("range", ""), stat)
     if status == 416:
+        # A 416 states how long the file is (RFC 9110, 15.5.17).
         return Response(status_code=416, headers={"Content-Range": f"bytes */{stat.size}"})
     if status == 206:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{stat.size}"
         headers["Content-Length"] = str(end - start)
+    # Never compressed on the way: these are the bytes that were signed.
     kind = "application/octet-stream"
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=kind)
@@ -83,5 +87,6 @@ def _part(header: str, stat: Stat) -> tuple[int, int, int]:
 
 
 def _pieces(store: Store, key: str, start: int, end: int) -> Iterator[bytes]:
+    # In pieces, as an archive need not fit into memory.
     for offset in range(start, end, PIECE_BYTES):
         yield store.read(key, offset, min(PIECE_BYTES, end - offset))

@@ -28,7 +28,9 @@ def serve_site(site: RegistryView, listener: socket.socket, host: str) -> None:
     for name in ("uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).setLevel(level)
     config = uvicorn.Config(
+        # Reached from elsewhere, it goes by names that it cannot know.
         make_app(site, LOCAL_NAMES if is_local(host) else None),
+        # Else uvicorn would set up loggers of its own beside ours.
         log_config=None,
         access_log=is_logged,
         server_header=False,

@@ -114,12 +114,15 @@ class RegistryView:
     def _start_refresh(self) -> threading.Thread:
         with self._lock:
             if self._refresher is None or not self._refresher.is_alive():
+                # A daemon, which does not keep the server from ending.
                 self._refresher = threading.Thread(target=self.refresh, daemon=True)
                 self._refresher.start()
             return self._refresher
 
     def fleet(self) -> Fleet:
         """Return what hosts report; read again after a minute."""
+        # Held while reports are read, so that pages that are asked for meanwhile wait instead of
+        # reading thousands of files again. Other pages use another lock.
         with self._fleet_lock:
             if self._fleet is None or time.monotonic() - self._fleet[0] > FLEET_SECONDS:
                 self._fleet = (time.monotonic(), read_fleet(self.index.registry))
@@ -134,6 +137,7 @@ class RegistryView:
         """Return the artifact that an id or a tag means; raise NotFound."""
         for part, what in ((name, "environment name"), (platform, "platform"), (version, "tag")):
             check_name(part, what)
+        # A tag never has the form of an id (registry/layout.py).
         wanted = queries.Filter(
             name=name, platform=platform, tag=None if ID_PATTERN.fullmatch(version) else version
         )
@@ -149,6 +153,7 @@ class RegistryView:
         with self._lock:
             if found := self._contents.get(place):
                 since, contents = found
+                # A manifest stays, but an attestation may be added to it later.
                 if time.monotonic() - since < STALE_SECONDS:
                     self._contents.move_to_end(place)
                     return contents

@@ -77,6 +77,7 @@ def lay_out(blocks: Sequence[Block], width: float, height: float) -> list[Tile]:
     tiles: list[Tile] = []
     free, row = Box(0, 0, width, height), list[Block]()
     for block in ordered:
+        # A row ends where one more block would make its worst tile less square.
         if row and _worst([*row, block], free.side, scale) > _worst(row, free.side, scale):
             free = _place(row, free, scale, tiles)
             row = []
@@ -108,6 +109,7 @@ def _place(row: Sequence[Block], free: Box, scale: float, tiles: list[Tile]) -> 
             tiles.append(_tile(block, Box(free.x + along, free.y, length, depth)))
         along += length
     if free.width >= free.height:
+        # Rounding may leave a little less than zero.
         return Box(free.x + depth, free.y, max(free.width - depth, 0.0), free.height)
     return Box(free.x, free.y + depth, free.width, max(free.height - depth, 0.0))
 
@@ -115,6 +117,7 @@ def _place(row: Sequence[Block], free: Box, scale: float, tiles: list[Tile]) -> 
 def _tile(block: Block, box: Box) -> Tile:
     width, height = box.width - 2 * MARGIN, box.height - 2 * MARGIN
     letters = len(block.label)
+    # A line takes 1.2 font sizes.
     font = min(width / (LETTER_WIDTH * max(letters, 1)), height / 1.2, LARGEST_FONT)
     if font < SMALLEST_FONT:
         letters = int(width / (LETTER_WIDTH * SMALLEST_FONT))

@@ -98,6 +98,7 @@ def find_overlaps(written: Written) -> dict[str, list[WheelFile]]:
     They are installed in parallel, so chance would decide whose file stays.
     """
     holders: dict[str, list[tuple[int, WheelFile]]] = {}
+    # In the order in which `add_wheels` installs them again, so that the last one's file stays.
     for wheel in sorted(written, key=lambda wheel: wheel.name):
         for file, checksum in written[wheel].items():
             holders.setdefault(file, []).append((checksum, wheel))

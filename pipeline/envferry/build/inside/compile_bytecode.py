@@ -78,6 +78,7 @@ def compile_source(prefix: str, home: str, path: Path) -> str | None:
     flags = UNCHECKED_HASH.to_bytes(4, "little")
     # Never written over: what is there may be a hard link into uv's cache or an earlier build.
     temporary = target.with_name(f"{target.name}.{os.getpid()}")
+    # PEP 552: the magic number, the flags, the hash of the source, the code.
     checksum = importlib.util.source_hash(source)
     temporary.write_bytes(importlib.util.MAGIC_NUMBER + flags + checksum + body)
     temporary.replace(target)
@@ -93,7 +94,7 @@ def compile_chunk(prefix: str, home: str, paths: list[Path]) -> list[str]:
 def main(prefix: str, home: str, chosen: str = "") -> None:
     """Compile all modules below PREFIX/lib/pythonX.Y, or those of a list, on all cores."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    # Python without the GIL has `python3.13t`.
+    # Python without the GIL has `python3.13t`. Behind a link are the modules of the folder itself.
     folders = [one for one in Path(prefix, "lib").glob(f"{version}*") if not one.is_symlink()]
     found = sorted(path for folder in folders for path in folder.rglob("*.py"))
     if chosen:
@@ -109,5 +110,6 @@ def main(prefix: str, home: str, chosen: str = "") -> None:
 
 
 if __name__ == "__main__":
+    # `compile` recurses as deep as expressions are nested.
     sys.setrecursionlimit(5000)
     main(sys.argv[1], *(sys.argv[2:] or sys.argv[1:2]))

@@ -90,7 +90,9 @@ class CondaRecords:
             record["url"] = urls[record["name"]]
             # Where this build had the package is true nowhere else.
             record["extracted_package_dir"] = record["package_tarball_full_path"] = ""
+            # 1 is a hard link (conda's LinkType).
             record["link"] = {"source": "", "type": 1}
+            # Part of the archive's bytes: another order of the keys is another id.
             encoded = msgspec.json.encode(record, order="sorted")
             path.write_bytes(msgspec.json.format(encoded, indent=2) + b"\n")
 
@@ -101,6 +103,7 @@ def list_bytecode(prefix: Path, record: dict[str, Any], python_minor: str) -> No
     conda-pack leaves out byte code that no record lists when its source belongs to a conda package.
     """
     ending = f".cpython-{python_minor.replace('.', '')}.pyc"
+    # What was compiled is known only now: modules that hold the prefix have no byte code.
     listed = {file for file in record["files"] if not is_cached_bytecode(file)}
     sources = (PurePosixPath(file) for file in listed if file.endswith(".py"))
     candidates = (str(file.parent / "__pycache__" / f"{file.stem}{ending}") for file in sources)

@@ -67,6 +67,7 @@ def changed_beside(
     """
     touched = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     known = {path for path in touched if PurePosixPath(path).name in OF_INSTALLER}
+    # A set has no order: with min, the message is the same each time.
     return min(touched - known - set(files), default="")
 
 
@@ -92,6 +93,7 @@ def bytecode_among(files: Iterable[str]) -> Iterator[PurePosixPath]:
 def modules_of(compiled: Iterable[PurePosixPath]) -> Iterator[str]:
     """Yield the sources of compiled modules: `p/__pycache__/m.cpython-313.pyc` is of `p/m.py`."""
     for path in compiled:
+        # PEP 3147.
         yield str(path.parent.parent / f"{path.name.partition('.')[0]}.py")
 
 
@@ -114,6 +116,7 @@ def fills_empty_folder(prefix: Path, files: Iterable[str]) -> bool:
     for folder in {PurePosixPath(file).parent for file in files}:
         for place in (folder, *folder.parents):
             if (prefix / place).is_dir():
+                # Only the nearest folder that exists can be empty: those above hold it.
                 if not any((prefix / place).iterdir()):
                     return True
                 break

@@ -47,6 +47,7 @@ def why_not_incremental(records: CondaRecords) -> str:
     holders = Counter(chain.from_iterable(found.values()))
     several = (f"several packages have {path}" for path in holders if holders[path] > 1)
     reasons = chain(
+        # A script may write anywhere in the prefix, and no record says what.
         (f"there is a script, {path}" for path in holders if SCRIPT.fullmatch(path)),
         (f"several packages have {path}" for path in holders if is_aside(path)),
         several,
@@ -84,11 +85,14 @@ def add_packages(
     site_packages = CondaRecords.read(prefix).site_packages
     ours = installed_distributions(files, site_packages)
     theirs = installed_distributions(wheel_files, site_packages)
+    # A build from scratch refuses that, or lets the wheel win where it is allowed.
     if twins := ours.keys() & theirs.keys():
         message = f"{min(twins)} comes from conda, and as a wheel"
         raise NotIncremental(message)
     for file in files:
         (prefix / file).parent.mkdir(parents=True, exist_ok=True)
+        # Within one file system: the packages were linked in the scratch folder, beside the
+        # prefix.
         (added / file).rename(prefix / file)
     return found
 

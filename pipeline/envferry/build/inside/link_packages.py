@@ -51,6 +51,7 @@ async def link_packages(request: BuildRequest) -> LinkAnswer:
     """
     scratch = Path(request.scratch)
     held = held_records(Path(request.prefix)) if request.is_started else {}
+    # In the order of the request, on which `broken_dependencies` relies.
     records: list[RepoDataRecord] = []
     added: list[RepoDataRecord] = []
     paths = {}
@@ -79,6 +80,7 @@ async def link_packages(request: BuildRequest) -> LinkAnswer:
             records=[*python, *added],
             target_prefix=target,
             alternative_target_prefix=request.prefix if request.is_started else None,
+            # Beside the prefix, as files are hard-linked out of it.
             cache_dir=scratch / "pkgs",
             show_progress=False,
             # The builder does that: rattler goes on when a script fails.
@@ -90,6 +92,7 @@ async def link_packages(request: BuildRequest) -> LinkAnswer:
     # Only rattler was to see it: the started prefix has that record itself.
     for path in noted:
         path.unlink()
+    # Scripts run in this order: one may use what its package depends on.
     ordered = PackageRecord.sort_topologically(added)
     return LinkAnswer(
         linked=tuple(record.name.normalized for record in ordered),

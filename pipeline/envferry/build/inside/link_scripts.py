@@ -83,8 +83,10 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
         PREFIX=str(prefix),
         ROOT_PREFIX=str(prefix),
     )
+    # conda runs them with bash; an image may have sh alone.
     shell = process.find_program("bash") or "/bin/sh"
     tries, before = network_tries(), processes()
+    # The word behind the commands of `-c` is `$0` in them: the script that they source.
     words = (shell, "-c", IN_ACTIVATED_ENV, script)
     finished = process.run_to_its_end(words, env=environ, cwd=prefix)
     left = processes_after(before)

@@ -11,6 +11,7 @@ from pathlib import Path
 COUNTERS = ("Ip:OutNoRoutes", "Udp:NoPorts", "Ip6OutNoRoutes", "Udp6NoPorts")
 FILES = ("/proc/net/snmp", "/proc/net/snmp6")
 MARK = "--- envferry: what the kernel counted ---\n"
+# The exit status is kept at once, as that of `echo` would replace it.
 COUNTED = f"""\
 "$@"; code=$?
 echo '{MARK.strip()}' >&2

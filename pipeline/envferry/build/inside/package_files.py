@@ -62,6 +62,7 @@ def read_conda(package: Path, names: Sequence[str]) -> dict[str, bytes | None]:
         with (
             outer.open(info) as packed,
             zstandard.ZstdDecompressor().stream_reader(packed) as stream,
+            # `r|`, as the decompressor cannot go back.
             tarfile.open(fileobj=stream, mode="r|") as tar,
         ):
             for member in tar:
@@ -75,6 +76,7 @@ def files_of(paths: bytes | None, files: bytes | None) -> PathsFile:
     """Return what a package links: by its paths.json, or the list that those of 2015 have."""
     if paths is not None:
         return decode_json(paths, PathsFile)
+    # Names of files need not be UTF-8.
     lines = (files or b"").decode(errors="surrogateescape").splitlines()
     return PathsFile(tuple(PathEntry(line.strip()) for line in lines if line.strip()))
 
@@ -85,6 +87,7 @@ def refuse_paths(file: PathsFile) -> None:
         if entry.path.startswith("/") or ".." in entry.path.split("/"):
             message = f"its file {entry.path} points outside the environment"
             raise ValueError(message)
+        # As a path, so that `conda-meta//x.json` is found as well.
         if CONDA_RECORD.fullmatch(PurePosixPath(entry.path).as_posix()):
             message = f"its file {entry.path} would be one of conda's own records"
             raise ValueError(message)

@@ -79,6 +79,7 @@ def make_wheel(request: WheelRequest) -> None:
     failure = process.failure([what], finished.returncode, finished.stdout, "")
     if has_tried:
         failure.message += "\nit tried to use the network, which a build does not have"
+    # Asked only after a failure, since the answer runs the project's code once more.
     pinned = [item.name for item in request.requires]
     raise failed_wheel(request, failure.message, backend.unpinned_requirements(pinned))
 
@@ -108,6 +109,7 @@ def install_requirements(
     if not request.requires:
         return
     links = Path(request.home) / "links"
+    # `--find-links` takes a folder; the download cache has one for each file.
     links.mkdir()
     for wheel in request.requires:
         (links / Path(wheel.path).name).symlink_to(wheel.path)
@@ -125,6 +127,7 @@ def install_requirements(
         "--find-links",
         links,
     ]
+    # The lock pins all of them, so nothing is resolved.
     words += ["--no-deps", "--require-hashes", "-r", requirements]
     process.run(words, env=environ)
 
@@ -135,6 +138,7 @@ def unpack(source: Path, target: Path) -> Path:
         shutil.copytree(source, target / "source", symlinks=True)
     elif source.suffix == ".zip":
         with zipfile.ZipFile(source) as archive:
+            # zipfile itself drops `..` and a leading slash from names.
             archive.extractall(target)
     else:
         with tarfile.open(source) as tar:

@@ -57,6 +57,7 @@ def add_wheel_half(request: BuildRequest, records: CondaRecords, made: BuiltTree
     if python.exists():
         check_requirements(request, python)
         say("compiling byte code")
+        # What was linked from the earlier build has its byte code.
         chosen = files | new if request.is_started else None
         compile_bytecode(prefix, python, Path(request.scratch), chosen)
         refuse_tries_at_start(prefix / records.site_packages, tries)
@@ -104,6 +105,7 @@ def require_apart(written: Written, request: BuildRequest, records: CondaRecords
         for file, checksum in files.items():
             path = Path(request.prefix, file)
             if os.path.lexists(path) and (
+                # Scripts are written by the installer: their checksum is not that in the archive.
                 file not in others or file.startswith("bin/") or crc32_of(path) != checksum
             ):
                 overlaps[file] = [wheel]
@@ -152,6 +154,8 @@ def compile_bytecode(prefix: Path, python: Path, scratch: Path, files: set[str] 
     What cannot be compiled is said.
     """
     script = Path(__file__).with_name("compile_bytecode.py")
+    # -I: no variables and no packages of a user. -B: modules that this python imports get no byte
+    # code but the script's. -W: the packages' own code is theirs to warn of.
     words: list[str | Path] = [python, "-I", "-B", "-W", "ignore", script, prefix]
     if files is not None:
         chosen = scratch / "modules"

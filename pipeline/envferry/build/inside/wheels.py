@@ -54,6 +54,7 @@ def run_install(
     words += ["--offline", "--no-index", "--find-links", links_dir(request), "--no-config"]
     # Byte code comes last, for all modules alike (compile_bytecode.py).
     words += ["--no-deps", "--require-hashes", "--no-compile-bytecode", "--link-mode", "hardlink"]
+    # An environment's python may be marked as externally managed (PEP 668).
     words += ["--break-system-packages", "--quiet", *options, "-r", requirements]
     finished = process.run(words, env=uv_environ(request), check=False)
     if finished.returncode != 0:
@@ -77,6 +78,7 @@ def check_requirements(request: BuildRequest, python: Path) -> None:
     if finished.returncode == 0:
         return
     names = {canonicalize_name(name) for name in request.allow_conflict}
+    # uv begins each complaint like this; its other lines count and sum up.
     complaints = [line for line in finished.stderr.splitlines() if line.startswith("The package")]
     if not complaints:
         raise process.failure(["uv pip check"], finished.returncode, "", finished.stderr)

@@ -171,11 +171,13 @@ def build_again(
             "libfaketime is not installed: the second build runs at another time of the same date"
         )
     with folder_for_comparing(options.builds_dir / f"{built.name}-{built.platform}.again") as home:
+        # Offline, as the first build has left every file in the cache.
         usual = replace(options, builds_dir=home, offline=True, check=False)
         again = replace(usual, variation=around, anew=True)
         second = build_lock(console, lock, sandbox, again, channels={})
         with console.progress.task("compare the two trees"):
             differences = [str(item) for item in compare_trees(Path(built.tree), Path(second.tree))]
+        # Trees first: they tell which files differ, archives only that some do.
         refuse(differences, built.name)
         with console.progress.task("compare the two archives"):
             refuse(compare_archives(built, second, home), built.name)

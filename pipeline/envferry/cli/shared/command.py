@@ -80,6 +80,8 @@ def command(
 
     def decorate(function: Callable[[Console, Options], int | None]) -> click.Command:
         def run(*, as_json: bool, is_quiet: bool, verbosity: int, **values: object) -> int | None:
+            # First: relative entries of PATH would let the current folder decide which programs
+            # run.
             tidy_environment()
             if (umask := settings().umask) is not None:
                 os.umask(umask)
@@ -89,6 +91,8 @@ def command(
 
         run.__doc__ = function.__doc__
         decorated: Any = run
+        # click shows parameters in the order in which decorators are written, and the last one
+        # written is the first to be applied.
         for declare in reversed([*_declared(options), *COMMON]):
             decorated = declare(decorated)
         name = function.__name__.removesuffix("_command").replace("_", "-")

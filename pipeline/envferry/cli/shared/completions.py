@@ -34,6 +34,7 @@ def complete_refs(context: click.Context, _one: click.Parameter, begun: str) -> 
 
     try:
         root = Path(context.params.get("registry") or settings().registry)
+        # The layout of tags: NAME/PLATFORM/TAG below their folder (registry/layout.py).
         paths = root.glob(f"{TAGS}*/{current_platform()}/*")
         refs = sorted(f"{path.parts[-3]}@{path.name}" for path in paths)
     except (OSError, PipelineError):

@@ -43,6 +43,7 @@ class Console:
         level = logging.ERROR if is_quiet else LEVELS[min(verbosity, len(LEVELS) - 1)]
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(MessageFormatter())
+        # `force`, as an earlier command of this process may have set up its own.
         logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
         logging.getLogger("envferry").setLevel(level)
 
@@ -62,6 +63,7 @@ class Console:
 
     def result(self, value: object, lines: Callable[[], Iterable[str]]) -> None:
         """Print a result: the value with `--json`, else the lines for people."""
+        # An error that follows is not printed as JSON: there is one document only.
         self.answer.is_given = True
         if self.as_json:
             click.echo(to_json(plain(value)), nl=False)
@@ -88,6 +90,7 @@ class Console:
 
     def confirm(self, question: str) -> bool:
         """Ask at the terminal; yes without a terminal, or with `--json`."""
+        # Scripts are never asked.
         if not self.can_ask():
             return True
         return click.confirm(question, err=True)

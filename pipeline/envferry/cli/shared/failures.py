@@ -92,6 +92,7 @@ def _explain_os_error(error: OSError) -> Failure:
     if isinstance(error, shutil.Error) and error.args:
         # The copy of a tree: all files that failed, for one reason most often.
         words = str(error.args[0][0][-1])
+        # It has no number of its own, and of the errors of the files the texts alone.
         code = int(found[1]) if (found := re.search(r"\[Errno (\d+)\]", words)) else None
     if code == errno.ENOENT and _is_nowhere():
         hint = "`cd` to an existing folder"
@@ -126,6 +127,8 @@ def require_utf8(arguments: Iterable[str]) -> None:
     """Raise UsageError for an argument that is not valid text: files are written in UTF-8."""
     for argument in arguments:
         try:
+            # Bytes that are not UTF-8 reach Python as lone surrogates (PEP 383), which have no
+            # UTF-8 form.
             argument.encode()
         except UnicodeEncodeError as error:
             message = f"the argument {argument!r} is not UTF-8"

@@ -113,6 +113,7 @@ class FindOptions(SelectionOptions):
             "--hash-of": self.hash_of,
         }
         named = [name for name, value in given.items() if value is not None]
+        # An empty value is not the absence of the option: a script's variable was not set.
         if empty := [name for name in named if not given[name]]:
             message = f"{empty[0]} is empty"
             raise UsageError(message, hint="is a variable of a script not set?")

@@ -38,6 +38,7 @@ class RegistryOptions(CommandOptions):
     registry: str = option(
         "--registry",
         metavar="URL",
+        # A function, so that `--help` works with a broken settings file.
         default=lambda: settings().registry,
         show_default="ENVFERRY_REGISTRY, else ./artifacts",
         help="Where artifacts live: a directory, s3://bucket/prefix, oci://host/repository, https://…",

@@ -80,6 +80,7 @@ class Rows(msgspec.Struct):
     def show(self, key: str, stage: str, worker: str) -> None:
         """Note the next stage of a job."""
         row = self.rows[key]
+        # When another worker takes a job over, its time begins again.
         if row.worker != worker or row.began is None:
             row.began = time.monotonic()
         row.stage, row.worker = harmless(stage), harmless(worker)
@@ -126,6 +127,7 @@ class StageTable(Rows):
         rows = [*self.rows.values()]
         if not self.is_over:
             rows.sort(key=lambda row: ORDER.index(row.state))
+            # Three lines are not rows: the header, the counts, and the one with the cursor.
             rows = rows[: max(1, console.size.height - len((HEADERS, "counts", "cursor")))]
         wide = (len(HEADERS) - 1) * GAP + max(len(row.platform) for row in rows) + len("SECONDS")
         spec, stage, worker = (int((options.max_width - wide) * part) for part in PARTS)
@@ -140,6 +142,7 @@ class StageTable(Rows):
                 f"{row.seconds:.0f}",
                 cut_right(row.worker.rpartition("://")[2], worker),
             )
+            # rich would take brackets in a name for markup.
             table.add_row(*map(escape, texts))
         yield table
         yield escape(self.counts())

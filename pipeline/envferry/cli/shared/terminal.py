@@ -94,6 +94,7 @@ def shown_columns(
         if not last:
             break
         columns.remove(last[-1])
+        # None stays None: what does not go to a terminal has any width.
         room = width and width - len(ELLIPSIS)
     return columns
 

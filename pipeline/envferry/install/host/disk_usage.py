@@ -79,6 +79,7 @@ class Files:
         for path in paths:
             for status in _statuses(path, self.mounted):
                 size = status.st_blocks * BLOCK_BYTES
+                # The links of a directory are its subdirectories, not other names.
                 if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
                     own += size
                 else:
@@ -113,6 +114,7 @@ def measure_directory(envs_dir: Path) -> DirectoryUsage:
         installations=tuple(found),
         unfinished=unfinished,
         total=sum(item.own for item in found) + unfinished + sum(files.sizes.values()),
+        # Not f_bfree, which counts the blocks that are kept for root.
         free=space.f_bavail * space.f_frsize,
     )
 
@@ -124,6 +126,7 @@ def _parts_of(home: EnvHome) -> tuple[dict[str, list[str]], list[str]]:
     """
     parts: dict[str, list[str]] = {}
     others = []
+    # The table of mounts has paths without links, and these are compared with them.
     top = os.path.realpath(home.directory)
     with os.scandir(top) as found:
         items = sorted(found, key=lambda item: item.name)

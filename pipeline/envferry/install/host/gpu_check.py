@@ -48,6 +48,7 @@ def _from_nvidia_smi() -> tuple[Gpu, ...]:
         return ()
     rows = (line.partition(",") for line in said.splitlines())
     found = (Gpu(capability.strip(), name.strip()) for capability, _, name in rows)
+    # In the place of a number there may be a message, such as `[N/A]`.
     return tuple(gpu for gpu in found if CAPABILITY.fullmatch(gpu.capability))
 
 
@@ -108,6 +109,7 @@ def gpu_faults(
     cuda_code: Mapping[str, Collection[str]], gpus: Collection[Gpu]
 ) -> Iterator[tuple[str, bool]]:
     """Yield what runs on none of the GPUs, and whether the environment is of no use without it."""
+    # What is unknown is not a fault: a driver may name no GPU, an older manifest no code.
     if not gpus or not cuda_code:
         return
     lacking = {

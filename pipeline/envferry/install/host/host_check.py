@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PROBE = ".envferry-probe-"
 
+# Newest first: the first entry that a driver reaches is the newest CUDA that it runs.
 DRIVERS = {
     "13.0": "580.65",
     "12.9": "575.51",
@@ -66,6 +67,7 @@ CUDA_PACKAGES = re.compile(
 )
 """Packages whose version is that of the CUDA runtime that an environment brings with it."""
 
+# Linux calls SSE3 `pni`, and lists LZCNT as `abm`.
 X86_FLAGS = {
     "x86_64_v2": {"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"},
     "x86_64_v3": {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
@@ -269,6 +271,7 @@ def read_disk(directory: Path) -> Disk:
     return Disk(
         directory=existing,
         free_bytes=status.f_bavail * status.f_frsize,
+        # btrfs, for one, reports no inodes at all.
         free_inodes=status.f_favail if status.f_files else None,
         is_read_only=is_read_only,
         is_noexec=bool(status.f_flag & os.ST_NOEXEC),
@@ -307,6 +310,7 @@ def driver_cuda(path: Path) -> str | None:
         text = path.read_text()
     except OSError:
         return None
+    # `… x86_64 Kernel Module  550.54.15  …`, or `… Open Kernel Module for x86_64  550.54.15  …`.
     match = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", text)
     if not match:
         return None
@@ -330,6 +334,7 @@ def library_cuda() -> str | None:
             return None
     except (OSError, AttributeError):
         return None
+    # CUDA 12.4 is 12040 (CUDA driver API, cuDriverGetVersion).
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
@@ -339,6 +344,7 @@ def cpu_flags(path: Path) -> frozenset[str] | None:
         text = path.read_text()
     except OSError:
         return None
+    # On aarch64 the line is called `Features`; the levels above are of x86-64 only.
     match = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
     return frozenset(match[1].split()) if match else None
 

@@ -27,6 +27,7 @@ def host_has(tool: Tool) -> bool:
     """Whether this machine has a tool."""
     if tool == "libcuda":
         try:
+            # By the dynamic loader, as frameworks find it: LD_LIBRARY_PATH and ld.so.cache count.
             ctypes.CDLL("libcuda.so.1")
         except OSError:
             return False

@@ -94,6 +94,7 @@ def facts_of(home: EnvHome) -> list[InstalledFacts]:
     positions = home.positions()
     others = sorted(path.stem for path in home.directory.glob("*.json"))
     ids = [*positions, *(id_ for id_ in others if id_ not in positions)]
+    # As `rollback` counts: 0 is the current one, and stays free where there is none.
     first = 0 if home.current_id() else 1
     steps = {id_: number for number, id_ in enumerate(positions, first)}
     return [record_facts(home, id_, steps.get(id_)) for id_ in ids]

@@ -137,6 +137,7 @@ def environment_status(home: EnvHome, options: StatusOptions) -> EnvironmentStat
         record = home.installation(id_)
         tree = open_installed(home, id_)
         differences = compare_tree(tree, quick=True, advance=lambda count: None)
+    # What cannot be compared counts as drift: monitoring must not take it for healthy.
     except PipelineError as error:
         return EnvironmentStatus(
             name=home.name, id=id_, findings=(Finding(fault="drift", text=error.message),)

@@ -56,6 +56,7 @@ def run_checks(checks: Checks, checked: CheckedTree, progress: Progress) -> None
             except ToolFailed as error:  # it cannot be started
                 raise CheckFailed(error.message, check=argv[-1], hint=error.hint) from error
             if finished.returncode != 0:
+                # A traceback names the error at its end.
                 lines = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-12:]
                 what = f"the check `{argv[-1]}` failed on this host{checked.outcome}:"
                 message = "\n  ".join([what, *lines])

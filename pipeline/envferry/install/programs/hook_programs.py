@@ -44,6 +44,8 @@ def checked_hook(hook: str, envs_dir: Path) -> Path:
     except OSError as error:
         message = f"the hook {hook} is not run: {error.strerror}"
         raise SpecError(message, hint=HINT) from error
+    # Files of an environment come from packages: to install one must not run its code as this
+    # user.
     if not reason and program.is_relative_to(envs_dir.resolve()):
         reason = f"lies in {envs_dir}, among what was installed"
     if not reason and not os.access(program, os.X_OK):

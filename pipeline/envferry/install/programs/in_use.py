@@ -165,6 +165,7 @@ def state_of(directory: Path) -> tuple[str, int]:
         fields = (directory / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return "X", 0
+    # The third and the ninth field of proc(5): state and flags.
     return fields[0], int(fields[6])
 
 

@@ -110,6 +110,7 @@ def refresh_integrations(home: EnvHome) -> None:
     installation = home.installation(id_)
     if wanted.kernel_dir:
         path = kernel_path(home, wanted.kernel_dir)
+        # An update may have lost ipykernel: then its kernel goes, which could not start.
         if launcher := find_launcher(home, id_):
             _write(home, path, kernel_text(home, installation, launcher))
         else:
@@ -168,6 +169,7 @@ def modulefile_text(home: EnvHome, installation: Installation) -> bytes:
     scripts = sorted(home.tree(installation.id).glob("etc/conda/activate.d/*.sh"))
     lines = [
         "#%Module1.0",
+        # Not the first line: a modulefile is known by `#%Module` at its start.
         MARK + msgspec.json.encode(mark(home), order="sorted").decode(),
         f"module-whatis {tcl_word(f'the environment {about}')}",
         f"setenv CONDA_PREFIX {tcl_word(prefix)}",

@@ -87,6 +87,7 @@ def file_system_of(path: Path) -> str:
     except OSError:
         return ""
     for line in lines:
+        # The number of optional fields varies: a lone `-` ends them (proc(5), mountinfo).
         mount, _, kind = line.partition(" - ")
         if mount.split(" ")[2] == numbers:
             return kind.split(" ")[0]

@@ -14,6 +14,7 @@ import sys
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+# As env(1) ends: 125 when it fails itself, 127 when the program cannot be found.
 CANNOT = 125
 LIBC = ctypes.CDLL(None, use_errno=True)
 

@@ -106,11 +106,13 @@ def options_of(
             for one, value in lines.items()
         )
         text += "set -gx PATH $CONDA_PREFIX/bin $PATH\n" + FISH_PROMPT
+        # fish runs what `-C` gives after its configuration (fish(1)).
         return ("-i", "-C", text), {}
     text = "\n".join(export_lines(lines))
     if name == "bash":
         return ("--rcfile", str(RC_FILES / "bashrc"), "-i"), {AFTER_RC: text}
     if name == "zsh":
+        # zsh has no option like bash's `--rcfile`: it reads whatever is in ZDOTDIR.
         set_by_user = child_environ().get("ZDOTDIR", "")
         own = {"_envferry_zdotdir": set_by_user} if set_by_user else {}
         return ("-i",), {AFTER_RC: text, "ZDOTDIR": str(RC_FILES / "zsh"), **own}

@@ -120,6 +120,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
         if current == id_ and self.history()[-1:] == [id_]:
             return
         before = [past for past in self.history() if past not in (id_, current)]
+        # The one that was current is the last but one: a rollback goes back to it.
         ids = [*before, *([current] if current and current != id_ else []), id_]
         self.write_history(ids)
         self.point_at(id_)
@@ -152,6 +153,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
         installed = f"(installed: {', '.join(ids) or 'nothing'})"
         if len(text) < SHORTEST_ID_PREFIX and text.isdecimal():
             back = self.positions()
+            # Without a current installation, the one that was so last is the first step back.
             number = int(text) if self.current_id() else int(text) - 1
             if 0 <= number < len(back):
                 return back[number]
@@ -175,6 +177,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_link(self) -> bool:
         """Whether `envs/NAME` is a link to an installation of ours, be that there or not."""
+        # Compared as it is written: `point_at` makes relative links of this form.
         return self.link.is_symlink() and self.link.readlink().parent == Path(HOME, self.name)
 
     def linked_id(self) -> str | None:
@@ -207,6 +210,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
         if id_ is None:
             self.link.unlink(missing_ok=True)
         else:
+            # symlink(2) cannot replace a link, rename(2) can, in one step.
             fresh = self.directory / f"{LINK}{os.getpid()}"
             # A killed process may have had the same number.
             fresh.unlink(missing_ok=True)

@@ -51,6 +51,7 @@ def note_event(home: EnvHome, actor: Actor, kind: EventKind, id_: str, detail: s
     if actor is UNKNOWN_ACTOR:
         return
     event = Event(time=actor.time, user=actor.user, kind=kind, id=id_, detail=detail)
+    # Written whole and not appended: a kill leaves no half line, and the oldest lines drop out.
     lines = [msgspec.json.encode(one) for one in [*read_events(home), event][-MOST_EVENTS:]]
     try:
         write_bytes(home.events, b"".join(line + b"\n" for line in lines))

@@ -82,6 +82,7 @@ def edited_contents(record: Installation) -> dict[str, Content]:
 def environment_names(envs_dir: Path) -> list[str]:
     """Return the names of all environments of an envs directory, in order."""
     names = {path.name for path in (envs_dir / HOME).glob("*") if path.is_dir()}
+    # Beside the environments are the records of tags, whose folder begins with a dot.
     return sorted(filter(NAME_PATTERN.fullmatch, names))
 
 
@@ -141,6 +142,7 @@ def is_at_its_prefix(home: EnvHome, installation: Installation) -> bool:
     """Whether the path that it is installed for leads to this very tree, on this machine, now."""
     try:
         return home.tree(installation.id).samefile(installation.prefix)
+    # The path does not exist on this machine, or this user cannot enter it.
     except OSError:
         return False
 

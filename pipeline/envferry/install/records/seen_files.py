@@ -91,6 +91,7 @@ def has_own_times(directory: Path) -> bool:
     answer = ctypes.create_string_buffer(512)  # struct statfs begins with f_type, a long
     if LIBC.statfs(os.fsencode(directory), answer) != 0:
         return False
+    # Masked, as a long of 32 bits is negative for numbers such as that of btrfs.
     return ctypes.c_long.from_buffer(answer).value & 0xFFFFFFFF in FILE_SYSTEMS
 
 
@@ -143,6 +144,7 @@ def states_of(tree: SeenTree) -> dict[int, FileState]:
     lost = lost_directories(tree.root, tree.index)
     found = {}
     for number, entry in enumerate(tree.index.files):
+        # Empty files are made from the index alone, and never shared.
         if entry.size and entry.path.rpartition("/")[0] not in lost:
             state = state_of(f"{tree.root}/{entry.path}", owners)
             size = expected_content(entry, tree.edited).size
@@ -261,5 +263,6 @@ def links_removed(trees: Mapping[tuple[EnvHome, str], SeenTree]) -> Iterator[Non
                     note if number in states and note[0] == states[number].inode else UNKNOWN
                     for number, note in enumerate(seen.files)
                 ]
+                # The notes of trees that share no file with the one that goes are still right.
                 if any(files[number] != state.note for number, state in states.items()):
                     write_seen(home, id_, msgspec.structs.replace(seen, files=tuple(files)))

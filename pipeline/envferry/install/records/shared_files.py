@@ -36,6 +36,7 @@ def find_sharers(home: EnvHome, id_: str, paths: Iterable[str]) -> dict[str, tup
             log.info("%s@%s is skipped: %s", other.name, record.id, error)
             continue
         for entry in index.files:
+            # The index narrows it down: few files have to be looked at on the disk.
             if entry.size and entry.xxh128 in sought:
                 path = wanted.get(_identity(f"{tree}/{entry.path}"), "")
                 if path:
@@ -60,5 +61,6 @@ def _identity(path: str) -> tuple[int, int]:
     try:
         status = os.lstat(path)
     except OSError:
+        # Not the identity of any file, as inodes are not negative.
         return (-1, -1)
     return (status.st_dev, status.st_ino)

@@ -57,6 +57,8 @@ class InstalledTar(msgspec.Struct, frozen=True):
                 left -= len(piece)
                 yield piece
                 self.advance(len(piece))
+            # The header has stated the size already: another number of bytes would shift all that
+            # follows.
             if left or stream.read(1):
                 raise self._not_as_installed(entry, f"not {wanted.size} bytes")
         if wanted.size and digest.hexdigest() != wanted.xxh128:

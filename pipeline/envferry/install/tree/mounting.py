@@ -14,6 +14,7 @@ SYSTEMD_RUNS = Path("/run/systemd/system")
 UNITS = Path("/etc/systemd/system")
 # What root mounts could hold set-user-ID programs and devices.
 OPTIONS = "ro,nosuid,nodev"
+# local-fs.target is reached before services start, so these find the environment mounted.
 UNIT = """\
 [Unit]
 Description=Environment {name}, mounted by envferry

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+# fcntl.h and linux/fs.h.
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
 

@@ -58,6 +58,8 @@ def find_kept(
             return False
         wanted = Content(entry.size, entry.xxh128)
         if relocation.changes(entry):
+            # What an edited file holds is known from the journal alone: the archive has it
+            # unedited.
             if number not in noted.edited:
                 return False
             wanted = noted.edited[number]
@@ -69,6 +71,7 @@ def find_kept(
     for number in kept.files & noted.edited.keys():
         if relocation.changes(files[number]):
             kept.edited[files[number].path] = noted.edited[number]
+    # Their folder is missing or a link: what is found below that path is not in this tree.
     elsewhere = {number for number, entry in enumerate(files) if parent_of(entry) in lost}
     kept.frames.update(right_frames(archive, root, kept.files | elsewhere, noted))
     return kept
@@ -93,6 +96,7 @@ def right_frames(
 ) -> Iterator[int]:
     """Yield the noted frames whose bytes are in their place in a file that is not complete."""
     for frame, xxh128 in noted.frames.items():
+        # A journal is a hint and may be damaged: nothing in it is believed unless the file agrees.
         if frame >= len(archive.plans) or len(archive.plans[frame].pieces) != 1:
             continue
         (piece,) = archive.plans[frame].pieces
@@ -144,6 +148,7 @@ def remove_others(root: str, below: str, directories: set[str], stays: set[str])
 def set_status(path: str, entry: FileEntry, times: tuple[int, int]) -> None:
     """Give a file the mode and time that the archive has for it, unless it has them."""
     status = os.lstat(path)
+    # A file with several names is shared, and has one mode for all trees that have it.
     mode = read_only(entry.mode) if status.st_nlink > 1 else entry.mode
     if stat.S_IMODE(status.st_mode) != mode:
         os.chmod(path, mode)  # noqa: PTH101

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 NEW_COPY = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 FICLONE = 0x40049409
 """linux/fs.h: make a file share the blocks of another one."""
+# Linux copies 2 GiB less a page at most in one call (MAX_RW_COUNT).
 COPY_BYTES = 1 << 30
 FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_BYTES = 1 << 20
@@ -63,6 +64,8 @@ class ReusableTrees:
             if entry.path.rpartition("/")[0] in lost:
                 continue
             if entry.size and (same_prefixes or not is_edited):
+                # By the checksum in the archive: a new index has that one, also for files that
+                # will be edited.
                 place = (f"{root}/{entry.path}", expected_content(entry, edited))
                 self.places.setdefault((entry.xxh128, is_edited), place)
 
@@ -72,6 +75,7 @@ class ReusableTrees:
         """Return, by file number, who offers what is not present."""
         found = {}
         for number, entry in enumerate(index.files):
+            # Empty files are made from the index alone.
             if entry.size and number not in present:
                 place = self.places.get((entry.xxh128, relocation.changes(entry)))
                 if place:
@@ -204,6 +208,7 @@ class FileSharer:
         try:
             if self.link is not Link.REFLINK or not reflink(descriptor, copy):
                 copy_content(descriptor, copy, wanted.size)
+            # The umask took part when it was made, and each write has set the time.
             os.fchmod(copy, entry.mode)
             os.utime(copy, ns=self.times)
         finally:

@@ -165,6 +165,7 @@ class Comparison:
         if not is_mode(stat.S_IMODE(status.st_mode), entry.mode):
             return f"mode {stat.S_IMODE(status.st_mode):o}, expected {entry.mode:o}"
         if descriptor < 0:
+            # All files of an archive have one time, so any other one tells of a write.
             return "" if status.st_mtime_ns == self.mtime_ns else "different modification time"
         if entry.size and checksum(descriptor) != wanted:
             return "different content"
@@ -200,6 +201,7 @@ def open_fault(error: OSError) -> str:
     """Return what is wrong with a file that cannot be opened or read."""
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "missing"
+    # What O_NOFOLLOW says of a link (open(2)).
     if error.errno == errno.ELOOP:
         return "a symbolic link"
     return f"cannot be read: {error.strerror}"
@@ -218,6 +220,7 @@ def extras(tree: InstalledTree) -> Iterator[FileDifference]:
     """Yield what is in the tree but not in the index; of a new directory only itself."""
     known = {entry.path for entry in tree.index.files}
     found = list(unknown_paths(str(tree.root), "", known))
+    # It goes through the whole index, for what most trees do not have.
     owners = package_of_directory(tree.index) if found else {}
     for path in found:
         package = owners.get(path.rpartition("/")[0], "")
@@ -246,6 +249,7 @@ def unknown_paths(root: str, below: str, known: set[str]) -> Iterator[str]:
         if path in known:
             if is_folder:
                 yield from unknown_paths(root, f"{path}/", known)
+        # Python makes the folder as well: what is in it decides.
         elif is_folder and item.name == CACHE:
             yield from unknown_paths(root, f"{path}/", known)
         elif source_of(path) not in known:
