@@ -53,9 +53,11 @@ def opened_archive(
         return
     wanted = Ref.parse(ref)
     place = registry if isinstance(registry, Registry) else Registry.open(registry)
+    # Also where a caller has opened the registry: it may have been opened without any keys.
     place = replace(place, trust=trust)
     platform = current_platform()
     manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
+    # One request, which names a missing archive; later it would show up as a failed range read.
     place.require_archive(manifest)
     yield PublishedArchive(place, manifest), manifest
 
@@ -75,11 +77,13 @@ def origin_of(ref: str, registry: str, signed_by: tuple[str, ...] = ()) -> Origi
         source, tag = str(absolute_path(Path(ref))), None
     else:
         parsed = Ref.parse(ref)
+        # Absolute: the record is read later, from any working directory.
         source = registry if "://" in registry else str(absolute_path(Path(registry)))
         tag = None if parsed.is_id else parsed.version
     return Origin(
         time=actor.time,
         user=actor.user,
+        # Records are kept and shown, and a URL may hold a login or a token.
         source=fit_to_show(source),
         ref=ref,
         tag=tag,
@@ -94,6 +98,7 @@ def verify_signed_file(path: Path, trust: Trust, *, progress: Progress) -> Verif
     from envferry.artifacts import verify_artifact
 
     artifact = read_artifact(path)
+    # Signatures before bytes: what is refused anyway is not read to its end.
     verified = trust.verify_artifact(artifact.manifest, read_proof(path))
     verify_artifact(artifact, progress=progress)
     with FileSource(artifact.archive_path) as source:
@@ -107,5 +112,6 @@ def verify_signed(
     """Check who signed an artifact in a registry, and every byte of its archive."""
     verified = trust.verify_artifact(manifest, registry.proof(manifest))
     registry.verify_archive(manifest, progress=progress)
+    # Digests only say that the archive is the one that was packed, not that a host would take it.
     registry.require_installable(manifest)
     return verified

@@ -87,6 +87,7 @@ def check_registry(
     require_known(found, registry, [name] if name else [])
     size = sum(_archive_size(folder) for folder in found.folders) if read_bytes else None
     label = f"check {registry.url}"
+    # Without `read_bytes` the work is requests, not bytes: the task then has no total.
     with progress.task(label, size) as advance, Workers(CHECKERS, "check") as pool:
         checker = _Checker(registry, advance if read_bytes else None)
         findings = [_foreign(listed.key) for listed in found.foreign]
@@ -116,8 +117,10 @@ class _Checker(msgspec.Struct, frozen=True):
         if folder.is_being_pruned:
             findings.append(_half_pruned(folder))
         if folder.published is None:
+            # A removal deletes the manifest first: such a folder is not what a push left behind.
             return [*findings, *([] if folder.is_being_pruned else [_unpublished(folder)])]
         try:
+            # As bytes, and not by `described`: signatures are over the bytes that are stored.
             data = self.registry.store.read(folder.key + REGISTRY_MANIFEST)
             manifest = _manifest(folder, data)
         except BAD as error:
@@ -146,6 +149,8 @@ class _Checker(msgspec.Struct, frozen=True):
                 continue
             try:
                 check()
+            # Before BAD, which includes it: a value in parts is completed by
+            # its own hint, and not removed.
             except Incomplete as error:
                 yield _broken(key, error.message, error.hint)
             except BAD as error:
@@ -166,6 +171,7 @@ class _Checker(msgspec.Struct, frozen=True):
         require_size(facts.size, folder.files[facts.file].size, what)
         if self.advance:
             require_digests(manifest, self.registry.digest_archive(manifest, self.advance), what)
+        # Also without `read_bytes`: the index is what an install believes.
         self.registry.require_installable(manifest)
 
     def _checksum(self, folder: Folder, manifest: Manifest) -> None:
@@ -188,8 +194,10 @@ class _Checker(msgspec.Struct, frozen=True):
             there = self.registry.store.read(folder.key + ATTESTATION)
         if trust and trust.asks_release_keys:
             keys, least = trust.keys_for("release"), trust.least_for("release")
+            # Also of None: where keys are asked for, a missing attestation is a finding.
             verify_attestation(manifest, data, there, keys, least=least)
         elif there is not None:
+            # Without keys it stays open who signed, but not whether it is about this artifact.
             envelope = decode_envelope(there, f"the attestation of {manifest.stem}")
             verify_subjects(envelope, manifest, data)
             if not envelope.signatures:
@@ -216,8 +224,10 @@ class _Checker(msgspec.Struct, frozen=True):
         except BAD as error:
             return [_broken(key, error.message, again)]
         if record is None:
+            # Removed between the listing and this read.
             return []
         target = Folder(name.name, name.platform, record.id)
+        # Folders are equal by name, platform and id: `files` takes no part in the comparison.
         if not any(folder == target and folder.published for folder in found.folders):
             what = f"the tag {name} points to {record.id}, which is not published here"
             if any(folder == target for folder in found.folders):

@@ -85,6 +85,7 @@ class Dependencies(msgspec.Struct, frozen=True):
     @classmethod
     def of_lock(cls, locked: tuple[LockedPackage, ...]) -> Dependencies:
         """Take what a lock says of one platform."""
+        # The manager belongs to the key: conda and pip may each have a package of one name.
         packages = {_ref(item.manager, item.name): _locked(item) for item in locked}
         links: dict[str, tuple[str, ...]] = {}
         for item in locked:
@@ -126,6 +127,7 @@ class Dependencies(msgspec.Struct, frozen=True):
             )
             msg = f"{environment} has no package {name}"
             raise NotFound(msg, hint=hint)
+        # One set for all trees: what the first one shows is only referred to in the second.
         seen: set[PackageNode] = set()
         return tuple(self._above(one, seen) for one in there)
 
@@ -154,6 +156,8 @@ def dependencies_in(registry: Registry, manifest: Manifest) -> Dependencies:
 def dependencies_by_lock(manifest: Manifest, lock: bytes) -> Dependencies:
     """Take what an artifact's lock says."""
     try:
+        # Locks are read with the extra `build`, which hosts lack; an SBOM
+        # needs nothing beyond the base.
         from envferry.specs.locks import parse_lock
     except ModuleNotFoundError as error:
         message = f"{manifest.stem} has no SBOM, and to read its lock needs {error.name}"

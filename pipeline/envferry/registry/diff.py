@@ -87,6 +87,7 @@ def compare_artifacts(
             for name in ("prefix", "version", "platform", "requirements", "checks", "image")
             if getattr(old, name) != getattr(new, name)
         ),
+        # Compared with their manifests first: an index of other bytes would give invented costs.
         update=plan_update(_open(*before), _open(*after)),
     )
 
@@ -114,6 +115,7 @@ def compare_packages(
 
 def plan_update(before: Archive, after: Archive) -> UpdateCost:
     """Return what an install of `after` reads where `before` is installed."""
+    # Empty files cost no bytes, so they count on neither side.
     there = {entry.xxh128 for entry in before.index.files if entry.size}
     files = after.index.files
     present = {n for n, entry in enumerate(files) if entry.size and entry.xxh128 in there}
@@ -135,6 +137,7 @@ def _open(manifest: Manifest, source: Source) -> Archive:
 
 
 def _is_same(first: PackageFacts, second: PackageFacts) -> bool:
+    # The size as well: wheels have no build, and left-out files change what a package brings.
     return (first.version, first.build, first.size) == (second.version, second.build, second.size)
 
 

@@ -45,6 +45,8 @@ def expect_archive(lock: Lock, platform: str, before: Archive) -> ExpectedArchiv
     tree = archive = fresh = changed = unknown = 0
     for package in locked:
         entry = there.get(key_of(package))
+        # A download is compressed: it stands for the frames, and says
+        # nothing on what it unpacks to.
         size = sizes_of(before, entry) if entry else (0, int(package.record.get("size") or 0))
         is_same = entry is not None and is_alike(entry, package)
         changed += not is_same
@@ -52,6 +54,7 @@ def expect_archive(lock: Lock, platform: str, before: Archive) -> ExpectedArchiv
         tree, archive = tree + size[0], archive + size[1]
         fresh += 0 if is_same else size[1]
     for entry in before.index.packages:
+        # Files of no package and what packing generates: in every archive, and different in each.
         if entry.kind not in ("conda", "pypi"):
             size = sizes_of(before, entry)
             tree, archive, fresh = tree + size[0], archive + size[1], fresh + size[1]

@@ -35,9 +35,11 @@ def fetch_artifact(
     """
     manifest = registry.manifest(ref.name, platform, registry.resolve(ref, platform))
     artifact = Artifact(directory=directory, manifest=manifest)
+    # Before the archive: what is missing beside it ends the fetch at once, not after gigabytes.
     lock, proof = registry.read_lock(manifest), registry.proof(manifest)
     incoming = registry.incoming_archive(manifest)
     partial = PartialFile.of(artifact.archive_path, incoming)
+    # One fetch at a time has a partial file: two would write into each other's.
     with _explained(directory), exclusive_lock(partial.journal, str(artifact.archive_path)):
         with partial.opened():
             # Under the lock: from here on no other fetch changes it.
@@ -46,6 +48,8 @@ def fetch_artifact(
                     check_manifest(Archive(source), manifest)
                 partial.pieces.clear()
             else:
+                # Two small reads: an archive that no host installs is
+                # refused before it is fetched.
                 registry.require_archive(manifest)
                 registry.require_installable(manifest)
                 _receive_archive(incoming, partial, progress)
@@ -70,6 +74,7 @@ def _receive_archive(incoming: ContentSource, partial: PartialFile, progress: Pr
         partial.receive(incoming, advance)
     # `receive` has flushed the bytes: the name comes after them.
     partial.path.replace(partial.target)
+    # A rename outlasts a power cut only when its directory has been flushed (fsync(2)).
     sync_directory(partial.target.parent)
     partial.pieces.clear()
 

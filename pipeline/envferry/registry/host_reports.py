@@ -116,6 +116,7 @@ def read_fleet(registry: Registry) -> Fleet:
     if store is None:
         message = f"{registry.url} cannot be listed: the hosts in it are unknown"
         raise UsageError(message, hint="name the directory or bucket behind it")
+    # Hosts write below this prefix and are not trusted, so how much is read of it is bounded.
     listed = list(islice(store.list(HOSTS), MOST_HOSTS))
 
     def read(one: Listed) -> HostReport | str:
@@ -145,6 +146,7 @@ def checked(key: str, report: HostReport) -> HostReport:
     if key != host_key(report.host):
         message = f"{key} says that it is of {report.host[:MOST_TEXT]!r}"
         raise StoreError(message)
+    # Called for its check alone: the functions below rely on a valid time.
     reported_at(report)
     environments = tuple(
         msgspec.structs.replace(one, ref=one_line(one.ref), installed=one_line(one.installed))
@@ -172,6 +174,7 @@ def checked(key: str, report: HostReport) -> HostReport:
 
 def one_line(text: str) -> str:
     """Return a text that fits a row of a table: it neither begins a row nor moves the cursor."""
+    # Operators' terminals would act on escape sequences in a report.
     return "".join(char if char.isprintable() else "\ufffd" for char in text[:MOST_TEXT])
 
 
@@ -198,6 +201,7 @@ def reported_at(report: HostReport) -> datetime:
 
 def is_recent(report: HostReport, now: datetime, within: timedelta) -> bool:
     """Whether a report is not older than that, nor from the future."""
+    # A clock that is years ahead would otherwise protect an artifact for as long.
     return -FUTURE <= now - reported_at(report) <= within
 
 
@@ -208,6 +212,7 @@ def hosts_of_artifacts(
     found: dict[tuple[str, str, str], list[str]] = {}
     for report in reports:
         if is_recent(report, now, within):
+            # A set: a report may name an artifact twice, and its host counts once.
             for artifact in {(one.name, one.platform, one.id) for one in report.environments}:
                 found.setdefault(artifact, []).append(report.host)
     return found

@@ -103,7 +103,9 @@ def require_known(found: Inventory, registry: Registry, names: Iterable[str]) ->
 
 def _sort(found: Iterable[Listed]) -> Inventory:
     result, folders = Inventory(), dict[tuple[str, ...], Folder]()
+    # By key, whatever order a store lists in: `folders` and `foreign` keep this one.
     for listed in sorted(found, key=lambda listed: listed.key):
+        # `v1/envs/` and `v1/tags/` have the same length, so one cut serves both.
         top, names = listed.key[: len(ENVS)], tuple(listed.key[len(ENVS) :].split("/"))
         if top == ENVS and len(names) == 4 and _is_artifact(names):
             folder = folders.setdefault(names[:3], Folder(*names[:3]))
@@ -124,4 +126,5 @@ def _is_artifact(names: tuple[str, ...]) -> bool:
 
 def _is_tag(names: tuple[str, ...]) -> bool:
     named = all(NAME_PATTERN.fullmatch(name) for name in names)
+    # `check_tag` refuses names that look like ids, so no command has written such a key.
     return named and not ID_PATTERN.fullmatch(names[2])

@@ -37,6 +37,7 @@ def known_ranges(ours: Archive, theirs: Archive, key: str) -> tuple[KnownRange, 
     """Return the runs of frames that both archives have, in the order of ours."""
     # By the digest of the compressed bytes: these are what is copied.
     frames = [(frame.blake3, frame.size) for frame in theirs.index.frames]
+    # Not strict: `offsets` has one entry more than there are frames, the end of the last.
     places = dict(zip(frames, theirs.offsets, strict=False))
     by_offset = dict(zip(theirs.offsets, frames, strict=False))
     runs: list[KnownRange] = []

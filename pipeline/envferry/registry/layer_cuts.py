@@ -62,11 +62,13 @@ def cut_points(index: Index, count: int) -> tuple[int, ...]:
     packages over all layers is least. It follows from the index alone.
     """
     offsets = frame_offsets(index)
+    # A package without frames (it has no files) has no place of its own.
     begun = [(one, offsets[one.first_frame]) for one in index.packages if one.frames]
     owned = [(one, start) for one, start in begun if one.kind in ("conda", "pypi")]
     if not owned:
         return ()
     last = owned[-1][0]
+    # Also after the last frame: `offsets` has the end of the archive's frames, too.
     end = offsets[last.first_frame + last.frames]
     groups = [
         _Group(start, _rounded(offsets[one.first_frame + one.frames] - start))
@@ -74,6 +76,7 @@ def cut_points(index: Index, count: int) -> tuple[int, ...]:
     ]
     chosen = _partition([one.weight for one in groups], max(1, count - ENDS))
     cuts = {groups[number].start for number in chosen} | ({end} if count >= ENDS else set())
+    # A cut at byte 0 would make an empty first layer.
     return tuple(sorted(cuts - {0}))
 
 
@@ -98,6 +101,7 @@ def _partition(weights: Sequence[int], count: int) -> list[int]:
     def cost(start: int, end: int) -> int:
         return (end - start) * (sums[end] - sums[start])
 
+    # One run up to each end; every round below adds one run.
     best = [cost(0, end) for end in range(size + 1)]
     cuts: list[list[int]] = []
     for _ in range(count - 1):

@@ -45,6 +45,7 @@ def archive_key(manifest: Manifest) -> str:
 
 def attachment_key(manifest: Manifest, file: str) -> str:
     """Return the key of one of `ATTACHMENTS`."""
+    # All else in a folder is written once by `publish.py`, and bound by the manifest.
     if file not in ATTACHMENTS:
         message = f"{file} cannot be attached to an artifact: only {', '.join(ATTACHMENTS)}"
         raise UsageError(message)
@@ -65,6 +66,7 @@ def host_key(host: str) -> str:
 def check_tag(tag: str) -> str:
     """Return `tag` when it can be a tag; raise UsageError when it cannot, or looks like an id."""
     check_name(tag, "tag")
+    # NAME@VERSION is a tag or an id by its form alone, without a question to the registry.
     if ID_PATTERN.fullmatch(tag):
         message = f"{tag!r} cannot be a tag: it looks like an id (12 hex digits)"
         raise UsageError(message, hint="choose one such as `stable`")
@@ -73,4 +75,6 @@ def check_tag(tag: str) -> str:
 
 def is_manifest(key: str) -> bool:
     """Whether a key is a manifest's: an artifact without one is not published."""
+    # `v1/envs/NAME/PLATFORM/ID/manifest.json` has six parts. Deltas have as many: only keys below
+    # `v1/envs/` are asked about.
     return key.endswith(f"/{REGISTRY_MANIFEST}") and len(key.split("/")) == 6

@@ -52,7 +52,9 @@ def list_entries(registry: Registry, name: str | None) -> tuple[RegistryEntry, .
         listed.key for listed in registry.store.list(f"{TAGS}{below}") if _is_named(listed.key)
     )
     with Workers(READERS, "list") as pool:
+        # Signatures are not checked: a listing says what is there, not what may be installed.
         manifests = pool.map(lambda folder: registry.described(*folder), folders)
+        # Queued before the manifests are waited for: both are read at the same time.
         records = pool.map(lambda key: read_tag(registry, key)[1], tag_keys)
         tags = dict(zip(tag_keys, records, strict=True))
         return tuple(_entry(manifest, tags, there) for manifest in manifests)
@@ -91,6 +93,7 @@ def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
             for key in (listed.key for listed in registry.store.list(ENVS)):
                 name, _, rest = key.removeprefix(ENVS).partition("/")
                 known.setdefault(name, set()).add(rest.partition("/")[0])
+            # Only to explain an empty registry: the disk of an export that has not been applied.
             has_deltas = not known and any(registry.store.list(DELTAS))
     except StoreError as error:
         # What would help cannot be found out; that the ref is unknown is certain all the same.

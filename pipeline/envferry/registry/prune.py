@@ -146,11 +146,13 @@ def plan_prune(
 
 def carry_out(registry: Registry, plan: PrunePlan, *, progress: Progress) -> PrunePlan:
     """Remove what a plan says, and return what became of it: what was tagged since then stays."""
+    # This is also the age from which the mark of an interrupted removal is taken over.
     seconds = plan.under_way.total_seconds()
 
     def remove(decision: PruneDecision) -> PruneDecision:
         if not decision.goes:
             return decision
+        # By name only: which files there are, and which tags, is looked at again under the mark.
         folder = Folder(decision.name, decision.platform, decision.id)
         obstacle = remove_artifact(registry, folder, seconds)
         if obstacle is None:
@@ -159,6 +161,7 @@ def carry_out(registry: Registry, plan: PrunePlan, *, progress: Progress) -> Pru
 
     with progress.task(f"prune {registry.url}"), Workers(REMOVERS, "prune") as pool:
         decisions = tuple(pool.map(remove, plan.decisions))
+        # Last, and by folder: a store removes all uploads below a prefix that are old enough.
         for folder in sorted({one.key.rpartition("/")[0] + "/" for one in plan.unfinished}):
             registry.store.delete_unfinished(folder, seconds)
     return PrunePlan(decisions=decisions, unfinished=plan.unfinished, under_way=plan.under_way)
@@ -189,6 +192,7 @@ def _decide(
     rank = 0
     for folder in sorted(group, key=lambda one: one.published or one.touched, reverse=True):
         reason = _why_kept(folder, users, policy, now)
+        # What cannot be installed must not take one of the places that --keep-last gives.
         counts = folder.published is not None and not folder.is_being_pruned
         if not reason and counts and rank < (policy.keep_last or 0):
             reason = f"among the last {policy.keep_last}"
@@ -238,5 +242,6 @@ def _unfinished(registry: Registry, scope: Scope, before: datetime) -> Iterator[
     found = (registry.store.list_unfinished(top) for top in (ENVS, TAGS))
     for listed in chain.from_iterable(found):
         names = listed.key.split("/")
+        # `v1/envs/NAME/PLATFORM/…`: only such keys say to which environment an upload belongs.
         if listed.modified <= before and len(names) > 4 and scope.has(names[2], names[3]):
             yield Unfinished(key=listed.key, size=listed.size, began=listed.modified)

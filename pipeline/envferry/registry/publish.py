@@ -178,6 +178,7 @@ def sign_published(target: Registry, manifest: Manifest, data: bytes) -> bool:
 def require_whole(registry: Registry, manifest: Manifest) -> None:
     """Raise RemovedMeanwhile unless all files of an artifact exist; tags point to it already."""
     archive = manifest.archive.file
+    # Without the SBOM: an artifact may have been published without one.
     names = [archive, f"{archive}.xxh128", LOCK_FILE, REGISTRY_MANIFEST]
     if registry.signer:
         names.append(ATTESTATION)
@@ -250,15 +251,18 @@ def _file_source(path: Path, key: str, manifest: Manifest) -> Iterator[ContentSo
     """Yield a file that becomes a value only if its digests are the manifest's."""
     facts = manifest.archive
     with incoming_of_file(path, key, (facts.xxh128, facts.blake3)) as incoming:
+        # Beside the file: the next push of it finds there how far an interrupted upload got.
         journal = path.with_name(f".{path.name}.upload")
         yield replace(incoming, journal=journal, tar_sha256=facts.tar_sha256)
 
 
 def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange, ...]:
     """Return what of a file is in the target, in the version that `latest` points to."""
+    # Imported here: registry.py imports this module.
     from envferry.registry.registry import PublishedArchive
 
     name, platform = manifest.name, manifest.platform
+    # Each push moves `latest`, so its version is the likeliest to share frames with the new one.
     _, record = read_tag(target, tag_key(name, platform, DEFAULT_TAG))
     if not record:
         return ()
@@ -323,6 +327,7 @@ def _joined(theirs: Envelope, ours: Envelope) -> Envelope:
     """Return the signatures of both sides where they are over the same statement, else theirs."""
     if theirs.message != ours.message:
         return theirs
+    # Theirs stay first and in order: hosts may have this envelope already.
     fresh = (one for one in ours.signatures if one not in theirs.signatures)
     return msgspec.structs.replace(theirs, signatures=(*theirs.signatures, *fresh))
 
@@ -366,6 +371,7 @@ def _require_same(published: Manifest, ours: Manifest, url: str) -> None:
 def _said(manifest: Manifest, field: str) -> object:
     """Return a field, without what older manifests do not have."""
     if field == "archive":
+        # It follows from the archive's bytes, which the other digests bind.
         return msgspec.structs.replace(manifest.archive, tar_sha256="")
     return getattr(manifest, field)
 

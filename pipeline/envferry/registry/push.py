@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# No pause: `require_settled` has waited for the removal already.
 REPEATS = RetryPolicy(attempts=3, first_pause=0)
 
 
@@ -87,6 +88,7 @@ def tag_published(
     `uploaded` is what the result says: whether it was sent just now, by whomever.
     """
     wanted = check_tags(tags)
+    # Others published it: what no host would install gets no tag here.
     registry.require_installable(manifest)
     for tag in wanted:
         registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
@@ -137,6 +139,7 @@ def _publish_persistently(
     def attempt() -> bool:
         try:
             return _publish(artifact, registry, tags, progress)
+        # NotFound, too: a file that goes between two steps is missed by the step that reads it.
         except (RemovedMeanwhile, NotFound) as error:
             log.info("published again: %s", error)
             raise Transient(error) from error

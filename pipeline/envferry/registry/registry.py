@@ -153,6 +153,7 @@ class Registry(msgspec.Struct, frozen=True):
         _, record = read_tag(self, tag_key(ref.name, platform, ref.version))
         if not record:
             raise unknown(self, ref, platform)
+        # Here, and not in `read_tag`, which also serves those who move or repair tags.
         if self.trust:
             tag_name = TagName(name=ref.name, platform=platform, tag=ref.version)
             self.trust.check_tag(tag_name, record, f"the tag {ref} in {self.url}")
@@ -190,7 +191,11 @@ class Registry(msgspec.Struct, frozen=True):
     def proof(self, manifest: Manifest) -> Proof:
         """Read what a signature check of an artifact needs; nothing is checked here."""
         folder = folder_of(manifest)
+        # Read again, as bytes: signatures are over them, and `manifest`
+        # is only what they decode to.
         data = self.store.read(folder + REGISTRY_MANIFEST)
+        # Between the two reads another writer may have replaced it: the
+        # checked one must be the used one.
         require_described(manifest, data, f"{folder}{REGISTRY_MANIFEST} in {self.url}")
         return Proof(
             manifest_data=data,
@@ -250,6 +255,7 @@ class Registry(msgspec.Struct, frozen=True):
 
     def digest_archive(self, manifest: Manifest, advance: Callable[[int], None]) -> tuple[str, str]:
         """Read a whole archive and return its XXH3-128 and BLAKE3; `advance` gets the bytes."""
+        # In pieces, for an archive may be larger than the memory.
         fast, strong, size = xxhash.xxh3_128(), blake3(), manifest.archive.size
         for offset in range(0, size, PIECE_BYTES):
             data = self.read_archive(manifest, offset, min(PIECE_BYTES, size - offset))

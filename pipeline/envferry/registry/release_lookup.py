@@ -27,6 +27,7 @@ def require_writable(registry: Registry, name: str, platform: str) -> None:
 
     An empty file is written where its folder will be, and removed.
     """
+    # Only a write tells whether writes are allowed. The name cannot be an artifact's: ids are hex.
     key = f"{ENVS}{name}/{platform}/probe-{os.urandom(6).hex()}"
     # Its name is drawn by chance: only our own first attempt,
     # whose answer got lost, can have taken it.
@@ -56,6 +57,7 @@ def find_released(
             if checked and CHECKS in manifest.tools:
                 continue
             if not differences(manifest, lock) and _is_signed(registry, manifest):
+                # Whole as well: what only looks published would be tagged, and not sent again.
                 registry.require_archive(manifest)
                 registry.read_lock(manifest)
                 return manifest
@@ -77,6 +79,7 @@ def differences(manifest: Manifest, lock: Lock) -> dict[str, tuple[object, objec
         "checks": (manifest.checks, options.checks),
         "system requirements": (manifest.requirements, options.system),
         "excluded files": (said, left_out(options)),
+        # Another version may pack the same lock into other bytes.
         "envferry": (tools.get("envferry"), __version__),
     }
     return {what: pair for what, pair in compared.items() if pair[0] != pair[1]}

@@ -69,12 +69,17 @@ def remove_artifact(registry: Registry, folder: Folder, older_than_seconds: floa
     if not tags:
         # First: without it, the artifact does not count as published while its files go.
         registry.store.delete(folder.key + REGISTRY_MANIFEST)
+        # Listed in full first: POSIX leaves open what a directory being
+        # read shows of files that go.
         for listed in list(registry.store.list(folder.key)):
             if listed.key != folder.key + PRUNING:
                 registry.store.delete(listed.key)
+    # Last, and also where the artifact stays: while the mark is there, pushes wait.
     registry.store.delete(folder.key + PRUNING)
     if not tags:
         platform = folder.key.removesuffix(f"{folder.id}/")
+        # From the inside out. SeaweedFS lists empty folders for 90 s and
+        # more, directories keep them.
         for empty in (folder.key, platform, platform.removesuffix(f"{folder.platform}/")):
             registry.store.delete_folder(empty)
     return f"tagged {', '.join(tags)} in the meantime" if tags else None
@@ -82,6 +87,7 @@ def remove_artifact(registry: Registry, folder: Folder, older_than_seconds: floa
 
 def _claim(registry: Registry, folder: Folder, older_than_seconds: float) -> bool:
     """Mark a folder; of several who want to remove it, one may."""
+    # Random, so that `_is_ours` can tell our own mark from another remover's.
     key, mark = folder.key + PRUNING, to_json({"schema": 1, "mark": os.urandom(8).hex()})
     stat = registry.store.stat(key)
     try:

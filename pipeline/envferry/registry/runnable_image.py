@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from envferry.registry.registry import Registry
     from envferry.stores.port import SystemImage
 
+# What docker sets in a container whose image names no PATH.
 USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -67,6 +68,7 @@ def _layer(archive: Archive, scratch: BinaryIO) -> ContentSource:
         name=f"{archive.name} as a layer",
         size=scratch.tell(),
         token=archive.index.id,
+        # pread leaves the file's position alone: several threads read ahead at once.
         read_at=lambda offset, length: os.pread(descriptor, length, offset),
         digests=None,
     )
@@ -74,6 +76,7 @@ def _layer(archive: Archive, scratch: BinaryIO) -> ContentSource:
 
 def _config(base: dict[str, Any], manifest: Manifest, diff_id: str) -> dict[str, Any]:
     """Return the base's configuration with one layer more, and the environment on PATH."""
+    # Copies: the base's configuration may serve for another image.
     inner = dict(base.get("config") or {})
     said = dict(line.partition("=")[::2] for line in inner.get("Env") or () if "=" in line)
     prefix = manifest.prefix
@@ -85,6 +88,7 @@ def _config(base: dict[str, Any], manifest: Manifest, diff_id: str) -> dict[str,
     inner["Env"] = [f"{name}={text}" for name, text in said.items()]
     rootfs = {"type": "layers", "diff_ids": [*base["rootfs"]["diff_ids"], diff_id]}
     config = {**base, "config": inner, "rootfs": rootfs}
+    # Optional; but where it is, each layer has an entry (OCI image-spec, config.md).
     if base.get("history"):
         config["history"] = [*base["history"], {"created_by": f"envferry push {manifest.stem}"}]
     return config

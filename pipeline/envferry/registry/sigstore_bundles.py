@@ -36,6 +36,7 @@ def sigstore_bundle_for(
             who = claimed_identity(there, f"{SIGSTORE} of {manifest.stem}")
             log.warning("%s has a signature of %s already, which is kept", manifest.stem, who)
         return there
+    # Nothing sound is there: a bundle about another manifest is replaced.
     if target.keyless:
         return target.keyless.sign(manifest, data, target.url)
     if proof.sigstore and not is_sound_bundle(proof.sigstore, manifest, data):
@@ -46,6 +47,7 @@ def sigstore_bundle_for(
 
 def place_sigstore_bundle(target: Registry, manifest: Manifest, wanted: bytes | None) -> bool:
     """Write the bundle that `sigstore_bundle_for` returned; return whether that was needed."""
+    # Whatever is there: `sigstore_bundle_for` has decided already. None writes nothing.
     return compare_and_swap(target, folder_of(manifest) + SIGSTORE, lambda _: wanted)
 
 

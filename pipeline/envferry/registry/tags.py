@@ -85,6 +85,7 @@ def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
     try:
         return persistently(attempt, RACES)
     except LostRace as error:
+        # Names the winner, so that the user can tell whether the move is still wanted.
         raise _moved_by_others(registry, name, id_) from error
 
 
@@ -110,9 +111,12 @@ def _moved(
     keys = signer.keys if signer else ()
     if record and record.id == id_ and not _is_renewed(signer, record):
         public = tuple(key.public for key in keys)
+        # Without keys both are 0: an unsigned tag that points there already stays as it is.
         if len(signers(tag_message(name, record), record.signatures, public)) == len(keys):
             return record
         return _countersigned(record, sign_tag(name, record, keys))
+    # It is signed with the id: a host that saw this move refuses an older record
+    # (docs/security.md).
     counter = record.counter + 1 if record else 1
     return sign_tag(name, _dated(TagRecord(id=id_, counter=counter), signer), keys)
 

@@ -74,6 +74,7 @@ def apply_folder(
             _rebuild(delta, site, journals, progress)
         except WRONG as error:
             faults[delta.manifest.stem] = error
+    # Of all deltas, not of those rebuilt just now: a tag may have moved to what the site had.
     for delta in ordered:
         if delta.manifest.stem not in faults:
             tags += tuple(_copy_tags(source, site, delta.record.artifact, faults))
@@ -117,6 +118,7 @@ def _plan(
     if not tops & {ENVS, DELTAS}:
         message = f"{source.url} does not hold an export: it has neither {ENVS} nor {DELTAS}"
         raise NotFound(message, hint="name the folder that `envferry export` wrote")
+    # A disk may carry whole artifacts and deltas whose bases they are.
     whole = {listed.key for listed in source.store.list(ENVS)} if ENVS in tops else set()
     ordered = _in_order(deltas, site, whole, faults)
     lacking = [delta for delta in ordered if not _is_published(site, delta.record.artifact)]
@@ -170,6 +172,7 @@ def _in_order(
             break
         for delta in ready:
             waiting.remove(delta)
+            # From here on it serves as a base: deltas may follow from each other.
             known[delta.record.artifact] = True
         ordered += ready
     return ordered
@@ -219,6 +222,8 @@ def _copy_tags(
 def _read_tag(source: Registry, key: str, name: TagName, artifact: Base) -> SignedTagRecord:
     """Read a tag of a delta, its signatures checked."""
     what = f"{key} in {source.url}"
+    # Not by `read_tag`, which looks below `v1/tags`: there, a tag's
+    # artifact would have to be whole.
     record = from_json(source.store.read(key), SignedTagRecord, what)
     if record.id != artifact.id:
         message = f"{what} is damaged: it points to {record.id!r}"

@@ -42,6 +42,8 @@ class ArtifactCopier(msgspec.Struct, frozen=True, kw_only=True):
 
     def copy(self, source: Registry, manifest: Manifest) -> bool:
         """Copy an artifact; return whether anything was written."""
+        # Before anything is written: a source that lacks the archive
+        # leaves no half artifact behind.
         source.require_archive(manifest)
         incoming = replace(source.incoming_archive(manifest), journal=self.journal(manifest))
         return self.publish(manifest, Companions.of(source, manifest), incoming)

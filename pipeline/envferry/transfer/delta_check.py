@@ -29,6 +29,7 @@ def check_deltas(source: Registry, report: Report, *, read_bytes: bool) -> Repor
         keys = [listed.key for listed in source.store.list(DELTAS)]
     except CannotList:
         keys = []
+    # `v1/deltas/NAME/PLATFORM/ID/FILE`: what lies higher up belongs to no delta.
     folders = {"/".join(key.split("/")[:5]) + "/" for key in keys if key.count("/") > 4}
     found = [_check(source, folder, read_bytes=read_bytes) for folder in sorted(folders)]
     findings = (*report.findings, *(finding for finding in found if finding))
@@ -40,6 +41,7 @@ def _check(source: Registry, folder: str, *, read_bytes: bool) -> CheckFinding |
     """Return what is wrong with the delta in a folder, if anything is."""
     key = folder + RECORD
     fault = CheckFinding(severity="broken", key=key, what="", mend=HINT)
+    # An export writes it last, so without it the rest says nothing.
     if source.store.stat(key) is None:
         return replace(fault, what="it is missing: the export was interrupted")
     try:

@@ -69,6 +69,7 @@ class OpenDelta(msgspec.Struct, frozen=True):
             size=facts.size,
             token=facts.blake3,
             read_at=read_at,
+            # Into memory directly only where every store can: a run may be in any of them.
             read_into=read_into if all(fillers) else None,
             digests=(facts.xxh128, facts.blake3),
         )
@@ -120,6 +121,7 @@ def read_delta(source: Registry, key: str) -> OpenDelta:
     data = store.read(folder + REGISTRY_MANIFEST)
     manifest = decode_manifest(data, f"{folder}{REGISTRY_MANIFEST} in {source.url}")
     total = sum(run.length for run in record.runs)
+    # The record is unsigned: only what the manifest says counts.
     if Base.of(manifest) != record.artifact or total != manifest.archive.size:
         message = f"{what} is damaged: it does not describe {manifest.stem}"
         raise IntegrityError(message, hint="export or copy it again")
@@ -144,6 +146,7 @@ def _require_sound(record: Delta, key: str, what: str) -> None:
         message = f"{what} is damaged: {error.message}"
         raise IntegrityError(message, hint="export or copy it again") from error
     runs, count = record.runs, len(record.bases)
+    # Runs in bases are not compared with their sizes: the digests of the result decide.
     inside = all(run.base >= 0 or run.offset + run.length <= record.size for run in runs)
     known = all(-1 <= run.base < count for run in runs)
     if key != folder + RECORD or len(runs) > MOST_RUNS or not inside or not known:

@@ -50,6 +50,8 @@ def plan_delta(source: Registry, manifest: Manifest, bases: Sequence[Manifest]) 
     there: dict[int, tuple[int, KnownRange]] = {}
     for number, base in enumerate(bases):
         for run in known_ranges(ours, _open(source, base), ""):
+            # Of two bases that have the same bytes the longer run counts:
+            # fewer pieces to put together.
             if run.offset not in there or there[run.offset][1].length < run.length:
                 there[run.offset] = (number, run)
     runs: list[ByteRun] = []
@@ -65,6 +67,7 @@ def plan_delta(source: Registry, manifest: Manifest, bases: Sequence[Manifest]) 
         part = known.part(start, known.end - start)
         runs.append(ByteRun(part.length, number, part.key_offset))
         position = part.end
+    # Always something: index and seek table end each archive, and no base has them.
     runs.append(ByteRun(manifest.archive.size - position, -1, delta_offset))
     plan = DeltaPlan(manifest, tuple(Base.of(base) for base in bases), tuple(runs))
     plan.checks = list(_checks(ours, plan))
@@ -114,6 +117,7 @@ class _FrameCheck:
         self.whole.update(data)
         view = memoryview(data)
         while view:
+            # A piece may end within a frame, and hold the ends of several.
             taken = min(len(view), self.left)
             self.frame.update(view[:taken])
             view, self.left = view[taken:], self.left - taken
@@ -134,6 +138,7 @@ def write_delta(
     """Write the delta file, every frame checked, then what belongs to it, then its record."""
     artifact = Base.of(plan.manifest)
     folder, what = delta_folder(artifact), f"{plan.manifest.archive.file} in {source.url}"
+    # Other bases make another delta file under the same key.
     _require_same_bases(target, folder, plan)
     literal = Pieces.of(plan.runs, only_base=-1)
     check = _FrameCheck(plan, what)
@@ -143,6 +148,7 @@ def write_delta(
             offset, length, lambda _, at, count: source.read_archive(plan.manifest, at, count)
         )
 
+    # The runs belong to it: an interrupted export is only resumed with the same bases.
     token = blake3(to_json([plan.manifest.archive.blake3, plan.runs])).hexdigest()
     incoming = ContentSource(
         name=what, size=plan.size, token=token, read_at=read_at, digests=None, watch=check.watch

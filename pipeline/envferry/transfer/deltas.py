@@ -101,6 +101,7 @@ class Pieces(msgspec.Struct, frozen=True):
             elif run.base == only_base:
                 places.append((run.base, position, run.length))
             position += run.length
+        # One more than there are places: the last is the end.
         starts = [0, *accumulate(length for _, _, length in places)]
         return cls(starts, places)
 
@@ -111,6 +112,7 @@ class Pieces(msgspec.Struct, frozen=True):
             base, start, size = self.places[number]
             inside = offset - self.starts[number]
             count = min(size - inside, end - offset)
+            # Runs of no bytes are valid, and lie nowhere.
             if count:
                 yield base, start + inside, count
             offset += count

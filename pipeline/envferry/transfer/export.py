@@ -93,6 +93,7 @@ def export_artifacts(
         plans = [plan_delta(source, manifest, bases) for manifest in manifests]
         carried = sum(plan.size for plan in plans)
         sizes = {delta_key(Base.of(plan.manifest)): plan.size for plan in plans}
+        # Before the first byte: a full disk would show up after hours of copying.
         require_room(target.store, sizes, f"exporting {plural(len(plans), 'delta')}")
         _write_deltas(source, target, plans, progress)
         tags = tuple(_note_tag(target, name, record) for name, record in found.items())
@@ -110,6 +111,7 @@ def export_artifacts(
             )
         tags = tuple(copy_tag(target, name, record) for name, record in found.items())
     for key, data in request.keys:
+        # For people to compare: a site trusts keys that came another way, not those of the disk.
         write_bytes(directory / KEYS / f"{key.id}.pub", data)
     return replace(
         _exported(directory, request, manifests, bases), carried_bytes=carried, tags=tags
@@ -135,6 +137,7 @@ def _ordered(
 ) -> tuple[list[Manifest], list[Manifest], dict[TagName, SignedTagRecord]]:
     """Return the artifacts to carry, those that the site has, and the tags to carry."""
     asked = [(ref, _find(source, ref, request.platform)) for ref in request.refs]
+    # Each once: two tags may point to one artifact.
     manifests = list({manifest.stem: manifest for _, manifest in asked}.values())
     bases = [_find(source, ref, request.platform) for ref in request.since]
     found: dict[TagName, SignedTagRecord] = {}
@@ -171,6 +174,7 @@ def _tags(
     name, platform = manifest.name, manifest.platform
     found = tags_to_copy(source, name, platform, request.tags)
     if not ref.is_id and not request.tags:
+        # A source that cannot list has given `latest` alone.
         found |= tags_to_copy(source, name, platform, (ref.version,))
     return {name: record for name, record in found.items() if record.id == manifest.id}
 
@@ -250,6 +254,7 @@ def _note_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Trans
     base = Base(name.name, name.platform, record.id)
     key, data = f"{delta_folder(base)}tags/{name.tag}", to_json(record)
     stat = target.store.stat(key)
+    # A second export changes no file that is right already.
     if stat is None or target.store.read(key) != data:
         target.store.replace(key, data, stat.version if stat else None)
     return TransferredTag(

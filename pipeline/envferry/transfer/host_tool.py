@@ -90,6 +90,7 @@ def write_tool(
     signed = {TOOL_ATTESTATION: attest_tool(sums, signer)} if signer else {}
     if signer and request.run_file:
         signed[RUN_FILE + ATTESTATION_SUFFIX] = attest_run_file(request.run_file, signer)
+    # Checksums cover all files but themselves and the signatures, which are over the checksums.
     _replace_folder(directory, files | {SUMS: sums} | signed)
     return tuple(sorted(name.removeprefix("wheels/") for name in files if name.endswith(".whl")))
 
@@ -111,15 +112,18 @@ def own_wheel() -> tuple[str, bytes]:
         for path in sorted(package.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
+    # Installers put what is below `.data/scripts` into `bin` (PyPA, binary distribution format).
     content[f"{NAME}-{distribution.version}.data/scripts/{NAME}"] = CONSOLE_SCRIPT.read_bytes()
     content[f"{info}/METADATA"] = (distribution.read_text("METADATA") or "").encode()
     for file in distribution.files or ():
+        # In `licenses/` of the metadata folder (PEP 639), which wheels must carry along.
         if "licenses" in file.parts:
             content[f"{info}/{'/'.join(file.parts[1:])}"] = Path(str(file.locate())).read_bytes()
     content[f"{info}/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: envferry\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
     lines = [f"{name},{sha256_record(data)},{len(data)}" for name, data in content.items()]
+    # RECORD lists itself without digest and size (PyPA, recording installed projects).
     content[f"{info}/RECORD"] = "\n".join([*lines, f"{info}/RECORD,,", ""]).encode()
     return f"{NAME}-{distribution.version}-py3-none-any.whl", _zip(content)
 
@@ -140,10 +144,12 @@ def wanted_requirements(locked: Path) -> tuple[str, ...]:
     That is pip's format, as `uv export` writes it. Without it, what the metadata allow.
     """
     if locked.is_file():
+        # pip joins lines at a backslash, and hashes stand on lines of their own.
         text = re.sub(r"\s*\\\n\s*", " ", locked.read_text(encoding="utf-8"))
         lines = (line.strip() for line in text.splitlines())
         return tuple(line for line in lines if line and not line.startswith(("#", "-")))
     needs = metadata.distribution(NAME).requires or []
+    # Extras are for builders; hosts get the base dependencies.
     return tuple(line for line in needs if "extra ==" not in line)
 
 
@@ -159,6 +165,7 @@ def _replace_folder(directory: Path, files: dict[str, bytes]) -> None:
     """Write files that do not exist yet; remove wheels of an earlier export."""
     for name, data in files.items():
         path = directory / name
+        # A second export to a slow disk writes only what has changed.
         if not path.is_file() or path.read_bytes() != data:
             write_bytes(path, data)
             if name == RUN_FILE:

@@ -149,6 +149,7 @@ def copy_each(
         try:
             copier.copy(source, manifest)
         except WRONG as error:
+            # From several threads: each writes a key of its own.
             faults[manifest.stem] = error
 
     with Workers(SMALL_AT_ONCE, "mirror") as pool:
@@ -172,6 +173,7 @@ def require_none(faults: Mapping[str, PipelineError], done: str = DONE) -> None:
     """
     if not faults:
         return
+    # IntegrityError has the highest code of WRONG.
     stem, *others = sorted(faults, key=lambda one: (-faults[one].exit_code, one))
     first, shown = faults[stem], others[:FAULTS_SHOWN]
     if others[FAULTS_SHOWN:]:
@@ -182,6 +184,7 @@ def require_none(faults: Mapping[str, PipelineError], done: str = DONE) -> None:
 
 def plan_mirror(source: Registry, target: Registry, request: MirrorRequest) -> MirrorPlan:
     """Find out what the target lacks; nothing is copied."""
+    # By place, not URL: links and relative paths name one directory in several ways.
     if source.store.place == target.store.place:
         message = f"{source.url} cannot be mirrored to itself"
         raise UsageError(message, hint="name another registry")
@@ -195,6 +198,7 @@ def plan_mirror(source: Registry, target: Registry, request: MirrorRequest) -> M
         )
         tags = {name: record for some in found for name, record in some.items()}
         wanted = _chosen(folders, tags, request)
+        # By environment: the rest of a large target is not listed.
         there = _there(target, {folder.name for folder in wanted})
         lacking = [folder for folder in wanted if not _has(there.get(folder), folder)]
 
@@ -207,6 +211,7 @@ def plan_mirror(source: Registry, target: Registry, request: MirrorRequest) -> M
 
         looks = tuple(pool.map(look, lacking))
     missing = tuple(manifest for manifest in looks if manifest)
+    # With faults, a tag may be missing because it could not be read.
     if not faults:
         _require_tags(source, request, tags)
     chosen = {(folder.name, folder.platform, folder.id) for folder in wanted}
@@ -286,6 +291,7 @@ def _chosen(
     newest: set[Folder] = set()
     for env in {(folder.name, folder.platform) for folder in folders}:
         versions = [folder for folder in folders if (folder.name, folder.platform) == env]
+        # By the source's clock: the target's times say when a copy was made.
         versions.sort(key=lambda one: one.published.timestamp() if one.published else 0.0)
         newest.update(versions[-request.keep :])
     return [one for one in folders if one in newest or (one.name, one.platform, one.id) in tagged]
