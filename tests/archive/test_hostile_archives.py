@@ -226,6 +226,18 @@ def test_an_index_that_claims_to_be_huge_is_not_unpacked() -> None:
         decode_index(skippable_frame(SKIPPABLE_INDEX, payload), "bomb")
 
 
+def test_an_index_of_another_length_is_refused(good: bytes) -> None:
+    frame = encode_index(Archive(Memory(good)).index)
+    assert decode_index(frame, "it")
+    for length in (0, len(frame) - 9, len(frame) - 7):
+        with pytest.raises(IntegrityError, match="no envferry index"):
+            decode_index(frame[:4] + length.to_bytes(4, "little") + frame[8:], "it")
+    compressed = frame[32:] + b"more"
+    payload = INDEX_MAGIC + xxhash.xxh3_128_digest(compressed) + compressed
+    with pytest.raises(IntegrityError, match="the index of it is damaged"):
+        decode_index(skippable_frame(SKIPPABLE_INDEX, payload), "it")
+
+
 def test_a_million_frames_are_refused(good: bytes) -> None:
     index = Archive(Memory(good)).index
     frames = (index.frames[-1],) * 1_000_000

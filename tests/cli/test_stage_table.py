@@ -47,6 +47,10 @@ def test_what_runs_is_on_the_screen(table: StageTable, columns: int) -> None:
     assert lines[-1] == "40 jobs: 4 running, 1 failed, 20 waiting, 15 released"
 
 
+def test_nothing_to_do() -> None:
+    assert drawn(StageTable(), 80)[-1].startswith("0 jobs")
+
+
 def test_all_jobs_are_shown_in_the_end(table: StageTable) -> None:
     table.is_over = True
     lines = drawn(table, 80)

@@ -190,6 +190,12 @@ def test_what_cannot_travel_is_named_all_at_once(tree: Path) -> None:
         assert part in caught.value.message
 
 
+@pytest.mark.parametrize("record", ["null", "[]", '{"dir_info": null}', '{"dir_info": [1]}', "{"])
+def test_an_origin_that_says_nothing_is_no_fault(tree: Path, record: str) -> None:
+    (tree / SITE / "wheel-2.0.dist-info/direct_url.json").write_text(record)
+    assert pack(tree)
+
+
 @pytest.mark.parametrize(
     "record",
     [

@@ -170,7 +170,8 @@ def with_parts(tmp_path: Path) -> SbomInput:
     (info / "sboms").mkdir()
     (info / "sboms/auditwheel.cdx.json").write_text(json.dumps(WHEEL_SBOM))
     (info / "sboms/broken.json").write_text("{")
-    files = ("sboms/auditwheel.cdx.json", "sboms/broken.json")
+    (info / "sboms/deep.json").write_text('{"x":' + "[" * 1000 + "]" * 1000 + "}")
+    files = ("sboms/auditwheel.cdx.json", "sboms/broken.json", "sboms/deep.json")
     (info / "RECORD").write_text(
         "".join(f"{info.name}/{file},,\n" for file in files)
         + "rich_text.libs/libwebp-0123abcd.so.7,,\nrich_text.libs/libtiff-89abcdef.so.6.1.0,,\n"
@@ -216,6 +217,7 @@ def test_scanners_find_upstream_names_and_libraries_inside(
     cpes = {one["name"]: one["cpe"] for one in bom["components"] if "cpe" in one}
     assert cpes == {"openssl": "cpe:2.3:a:openssl:openssl:3.0.17:*:*:*:*:*:*:*"}
     assert "broken.json is skipped" in caplog.text
+    assert "deep.json is skipped" in caplog.text
 
 
 def test_the_validator_of_cyclonedx_has_nothing_against_it(tmp_path: Path) -> None:

@@ -256,8 +256,9 @@ class Extraction:
             # An interrupted install may have left it longer than it is.
             os.ftruncate(descriptor, entry.size)
             if self.relocation and entry.edits and entry.edits.text:
-                content = os.pread(descriptor, entry.size, 0)
-                edited = self.relocation.edit(content, entry)
+                # Mapped: one read(2) of Linux returns 2 GiB at most.
+                with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped:
+                    edited = self.relocation.edit(mapped[:], entry)
                 write_all(descriptor, memoryview(edited), 0)
                 os.ftruncate(descriptor, len(edited))
             elif self.relocation and entry.edits:

@@ -153,7 +153,10 @@ def decode_index(frame: bytes, what: str) -> Index:
     """
     # 16: eight bytes of the skippable frame's header, eight of INDEX_MAGIC.
     checksum, compressed = frame[16:INDEX_HEADER], frame[INDEX_HEADER:]
-    if frame[:4] != SKIPPABLE_INDEX.to_bytes(4, "little") or frame[8:16] != INDEX_MAGIC:
+    # The length counts as well: by another one, zstd would take a part of this for a frame.
+    is_whole = int.from_bytes(frame[4:8], "little") == len(frame) - 8
+    magic = SKIPPABLE_INDEX.to_bytes(4, "little")
+    if not is_whole or frame[:4] != magic or frame[8:16] != INDEX_MAGIC:
         message = f"{what} has no envferry index where one must be"
         raise IntegrityError(message, hint="was it made by `envferry pack`? copy it again if so")
     if xxhash.xxh3_128_digest(compressed) != checksum:
@@ -186,4 +189,5 @@ def decompress_bounded(compressed: bytes, most_bytes: int) -> bytes:
     if not 0 <= size <= most_bytes:
         message = f"it claims to hold {size} bytes, at most {most_bytes} are expected"
         raise zstandard.ZstdError(message)
-    return zstandard.ZstdDecompressor().decompress(compressed)
+    # Bytes after the frame would be a part of the archive that no reader sees.
+    return zstandard.ZstdDecompressor().decompress(compressed, allow_extra_data=False)

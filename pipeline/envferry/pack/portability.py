@@ -34,8 +34,8 @@ def editable_packages(tree: Path, prefix: str) -> Iterator[str]:
             record = json.loads(path.read_text())
         except (ValueError, RecursionError):
             continue
-        details = record.get("dir_info", {}) if isinstance(record, dict) else {}
-        if details.get("editable") is True:
+        details = record.get("dir_info") if isinstance(record, dict) else None
+        if isinstance(details, dict) and details.get("editable") is True:
             name = path.parent.name.split("-")[0]
             named.add(name)
             yield f"{name}: installed as editable from {record.get('url', 'a folder')}"

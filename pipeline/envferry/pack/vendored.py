@@ -120,7 +120,7 @@ def _read_sbom(path: Path, file: str) -> Iterator[VendoredLibrary]:
             data = stream.read(MOST_SBOM + 1)
         # Some writers put null where others omit a field; msgspec takes no null for a string.
         found = decode_json(_pruned(data), _Sbom)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
         log.warning("%s is skipped: it is not a CycloneDX document (%s)", file, error)
         return
     if found.bom_format != "CycloneDX":

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -144,6 +145,17 @@ def test_a_shard_of_a_folder_is_the_one_that_is_listed(
         shard.write_bytes(content)
     with pytest.raises(StoreError, match=fault):
         names_in(tmp_path, [folder], "a")
+
+
+def test_an_index_of_several_frames(tmp_path: Path) -> None:
+    """Parallel compressors write a frame for each piece of a file."""
+    packed = "repodata.json.zst"
+    folder = write_channel(tmp_path / "channel", record("a", "1"), form=packed)
+    path = folder / LINUX / packed
+    content = zstandard.ZstdDecompressor().decompress(path.read_bytes())
+    pieces = content[:50], content[50:]
+    path.write_bytes(b"".join(zstandard.ZstdCompressor().compress(piece) for piece in pieces))
+    assert names_in(tmp_path, [folder], "a") == ["a-1-0.conda"]
 
 
 @pytest.mark.parametrize("form", FORMS[1:])

@@ -112,6 +112,13 @@ GIT = "git+https://g.example.org/a/bee.git"
         (f"--editable={GIT}@main#egg=bee[all]", f"bee[all] @ {GIT}@main", "bee"),
         (f"{GIT}@main#egg=bee-1.7.1dev", f"{GIT}@main", ""),
         (f"{GIT}@v1#egg=bee==1.2&subdirectory=x", f"bee @ {GIT}@v1#subdirectory=x", "bee"),
+        (f"{GIT}?a=1&b=2#egg=bee&subdirectory=x", f"bee @ {GIT}?a=1&b=2#subdirectory=x", "bee"),
+        ("https://h.example.org/x.zip?a=1&b=2", None, ""),
+        (
+            "https://h.example.org/a-1.0.tar.gz?a=1&b=2",
+            "a @ https://h.example.org/a-1.0.tar.gz?a=1&b=2",
+            "a",
+        ),
         ("https://h.example.org/a/archive/master.zip", None, ""),
         ("https://h.example.org/a-1.0.tar.gz", "a @ https://h.example.org/a-1.0.tar.gz", "a"),
         (

@@ -129,7 +129,9 @@ class StageTable(Rows):
             rows.sort(key=lambda row: ORDER.index(row.state))
             # Three lines are not rows: the header, the counts, and the one with the cursor.
             rows = rows[: max(1, console.size.height - len((HEADERS, "counts", "cursor")))]
-        wide = (len(HEADERS) - 1) * GAP + max(len(row.platform) for row in rows) + len("SECONDS")
+        # A release of which everything is there already has no rows.
+        platform = max((len(row.platform) for row in rows), default=0)
+        wide = (len(HEADERS) - 1) * GAP + platform + len("SECONDS")
         spec, stage, worker = (int((options.max_width - wide) * part) for part in PARTS)
         table = Table(box=None, pad_edge=False)
         for header in HEADERS:

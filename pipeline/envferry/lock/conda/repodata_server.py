@@ -218,8 +218,11 @@ def unpack_file(source: Path, root: Path) -> Path:
             partial = home / "index.partial"
             try:
                 with source.open("rb") as packed, partial.open("wb") as target:
-                    pieces = zstandard.ZstdDecompressor().read_to_iter(packed)
-                    for piece in pieces:
+                    # A file may have several frames: parallel compressors write one for each piece.
+                    content = zstandard.ZstdDecompressor().stream_reader(
+                        packed, read_across_frames=True
+                    )
+                    while piece := content.read(PIECE_BYTES):
                         target.write(piece)
                         if target.tell() > MAX_INDEX_BYTES:
                             message = f"it unpacks to more than {human_bytes(MAX_INDEX_BYTES)}"

@@ -159,9 +159,12 @@ def plain_requirement(line: str) -> str:
     if not bare:
         return text
     egg = EGG.search(bare["url"])
-    url = EGG.sub("", bare["url"])
-    if "&" in url and "#" not in url:
-        url = url.replace("&", "#", 1)
+    url = bare["url"]
+    if egg:
+        # What follows `#egg=NAME` becomes the whole fragment; an `&` of the query stays one.
+        before, after = url[: egg.start()], EGG.sub("", url[egg.end() :])
+        begins = after.startswith("&") and "#" not in before
+        url = f"{before}#{after[1:]}" if begins else before + after
     if egg and egg["name"] and not NAMED_WITH_VERSION.fullmatch(egg["name"]):
         name = f"{egg['name']}{egg['extras'] or ''}"
     else:
