@@ -174,4 +174,5 @@ def move_back(registry: Registry, name: TagName, old: str | None) -> None:
     if old is None:
         registry.store.delete(tag_key(name.name, name.platform, name.tag))
     else:
+        # A move with the next counter: hosts that saw the first one refuse its old record.
         registry.move_tag(name.name, name.platform, name.tag, old)

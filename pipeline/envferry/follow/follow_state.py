@@ -57,6 +57,7 @@ def read_follow_state(home: EnvHome, tag: str) -> FollowState:
     try:
         return from_json(path.read_bytes(), FollowState, str(path))
     except FileNotFoundError:
+        # The first poll.
         return FollowState()
     except PipelineError as error:
         log.warning("%s is not read: %s", path, error.message)

@@ -44,6 +44,7 @@ class MaintenanceWindow(msgspec.Struct, frozen=True, kw_only=True):
         moment = now.time().replace(tzinfo=None)
         if self.begin < self.end:
             return now.weekday() in self.days and self.begin <= moment < self.end
+        # From here on it ends on the next day, or lasts a whole one.
         if moment >= self.begin:
             return now.weekday() in self.days
         # Past midnight it is still the window of the day on which it began.

@@ -139,8 +139,9 @@ def _publish_persistently(
     def attempt() -> bool:
         try:
             return _publish(artifact, registry, tags, progress)
-        # NotFound, too: a file that goes between two steps is missed by the step that reads it.
         except (RemovedMeanwhile, NotFound) as error:
+            # NotFound, too: a file that goes between two steps is missed by the step that reads
+            # it.
             log.info("published again: %s", error)
             raise Transient(error) from error
 

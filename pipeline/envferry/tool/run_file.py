@@ -109,6 +109,7 @@ def render_run_file(tree: Path, program: Program) -> bytes:
         "CHECK": program.check,
     }
     text = HEADER.read_text(encoding="utf-8")
+    # KeyError for a name without a value: a gap would show up on a host only.
     filled = re.sub(r"@([A-Z0-9_]+)@", lambda found: values[found[1]], text)
     return filled.encode() + payload
 
@@ -120,6 +121,7 @@ def _tar(tree: Path) -> bytes:
     """
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        # Sorted: directories list their entries in an order of their own.
         for path in sorted(tree.rglob("*")):
             member = archive.gettarinfo(path, str(path.relative_to(tree)))
             member.uid = member.gid = 0
@@ -135,4 +137,5 @@ def _tar(tree: Path) -> bytes:
             else:
                 archive.addfile(member)
         end = archive.offset
+    # tarfile pads the end to a record of 10,240 bytes.
     return stream.getvalue()[:end] + bytes(END_BLOCKS)

@@ -127,6 +127,7 @@ def machine_of(path: Path) -> str | None:
 
 
 def _full_version(prefix: Path, minor: str) -> str:
+    # An interpreter of another machine cannot be asked.
     header = prefix / f"include/python{minor}/patchlevel.h"
     text = header.read_text(encoding="utf-8") if header.is_file() else ""
     found = re.search(r'#define\s+PY_VERSION\s+"([\d.]+)"', text)
@@ -146,6 +147,7 @@ def _trim(tree: Path, python: ToolPython) -> None:
         kept = path in (program, program.parent, library.parent, library)
         if not (kept or (path.parent == library.parent and ".so" in path.name)):
             _remove(path)
+    # A list first: what is listed is removed on the way.
     for path in [*library.iterdir()]:
         is_unused = path.name in UNUSED_MODULES or UNUSED_FILES.fullmatch(path.name)
         if is_unused or path.name.startswith("config-"):

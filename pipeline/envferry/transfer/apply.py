@@ -222,8 +222,6 @@ def _copy_tags(
 def _read_tag(source: Registry, key: str, name: TagName, artifact: Base) -> SignedTagRecord:
     """Read a tag of a delta, its signatures checked."""
     what = f"{key} in {source.url}"
-    # Not by `read_tag`, which looks below `v1/tags`: there, a tag's
-    # artifact would have to be whole.
     record = from_json(source.store.read(key), SignedTagRecord, what)
     if record.id != artifact.id:
         message = f"{what} is damaged: it points to {record.id!r}"

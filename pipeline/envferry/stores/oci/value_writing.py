@@ -102,6 +102,7 @@ class ValueWriter(msgspec.Struct, frozen=True):
             send_bytes(self.space, place.repository, data, blob)
             layers = (blob,)
         archive = archive_name(key) or archive_beside(key)
+        # What lies beside an archive refers to its image, by which other tools find it.
         subject = self.views.image(archive) if archive else None
         return self.put(key, place, layers, subject)
 
@@ -118,6 +119,7 @@ class ValueWriter(msgspec.Struct, frozen=True):
         data = image_manifest(
             artifact_type=artifact_type,
             config=EMPTY_BLOB,
+            # At least one layer, for the sake of other tools (OCI image-spec, manifest.md).
             layers=titled(layers, file) or (EMPTY_BLOB,),
             subject=subject,
             annotations=annotations,
