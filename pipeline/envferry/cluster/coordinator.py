@@ -285,6 +285,8 @@ class Coordinator(msgspec.Struct):
                 if any({"build", platform} <= {*one["resources"]} for one in workers):
                     seen[platform] = time.monotonic()
                 elif time.monotonic() - seen[platform] > timeout:
+                    # Counted from the beginning afterwards: jobs that are
+                    # submitted later may wait as long.
                     self.fail_platform(platform)
                     seen[platform] = time.monotonic()
 
@@ -302,6 +304,7 @@ class Coordinator(msgspec.Struct):
 
 def main() -> int:
     """Do what the request says; return the exit status."""
+    # From a file: stdin only tells whether the caller is still there.
     request = decode_json(Path(sys.argv[1]).read_bytes(), ClusterRequest)
     try:
         with connected(request.cluster) as client:

@@ -125,6 +125,7 @@ def packed(job: BuildJob, built: BuiltEnv) -> Iterator[Artifact]:
     from envferry.pack.pack_options import PackOptions
     from envferry.pack.stage import pack_env
 
+    # Not in /tmp, which may be memory: archives have gigabytes.
     with TemporaryDirectory(dir=settings().cache_dir, prefix="packed-") as scratch:
         options = PackOptions(
             output_dir=Path(job.choice.output or scratch),

@@ -73,6 +73,7 @@ class ContainerEngine:
             raise NoSandbox(msg)
         self.program = program
         wanted = image or DEFAULT_IMAGE
+        # Its digest from here on: a tag may be moved between two jobs of a build.
         self.image: str | None = self.find_image(wanted)
         self.user = self.find_user()
         self.probe(wanted)

@@ -48,6 +48,7 @@ class FollowState(msgspec.Struct, frozen=True, kw_only=True):
 
 def state_path(home: EnvHome, tag: str) -> Path:
     """Return the file of a tag."""
+    # One file name: NAME_PATTERN allows no slash in a tag.
     return home.directory / f".follow-{tag}"
 
 

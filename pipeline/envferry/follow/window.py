@@ -31,6 +31,7 @@ class MaintenanceWindow(msgspec.Struct, frozen=True, kw_only=True):
         try:
             if not found:
                 raise ValueError(text)
+            # The form also fits 29:99, which this refuses.
             begin, end = (time.fromisoformat(found[name]) for name in ("begin", "end"))
         except ValueError as error:
             message = f"{text!r} is not a valid window"

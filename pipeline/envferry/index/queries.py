@@ -133,6 +133,7 @@ class MatchPart(msgspec.Struct, frozen=True, kw_only=True):
 
     order: Literal["environment", "package", "version", "published"] = "environment"
     is_descending: bool = False
+    # SQLite takes a negative limit for none.
     limit: int = -1
     offset: int = 0
 

@@ -140,8 +140,7 @@ def _publish_persistently(
         try:
             return _publish(artifact, registry, tags, progress)
         except (RemovedMeanwhile, NotFound) as error:
-            # NotFound, too: a file that goes between two steps is missed by the step that reads
-            # it.
+            # NotFound, too: whichever step reads a file that has gone meanwhile misses it.
             log.info("published again: %s", error)
             raise Transient(error) from error
 

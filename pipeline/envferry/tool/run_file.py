@@ -50,6 +50,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 
 def program_of(tool: ToolTree) -> Program:
     """Return how the tool of a tree is started."""
+    # -I: neither PYTHON… variables nor the working directory count; -B:
+    # nothing is written where it lies.
     python = f"bin/python{tool.python.minor} -I -B -m"
     return Program(
         start=f'"$tree"/{python} envferry "$@"',
@@ -63,6 +65,7 @@ def program_of(tool: ToolTree) -> Program:
 
 def write_run_file(path: Path, content: bytes, signer: Signer | None) -> None:
     """Write the executable file, and its signature beside it."""
+    # Removed first: a run that is killed leaves no signature of other bytes beside the file.
     attestation = attestation_of(path)
     attestation.unlink(missing_ok=True)  # of another content
     with atomic_write(path, 0o755) as stream:
@@ -127,6 +130,7 @@ def _tar(tree: Path) -> bytes:
             member.uid = member.gid = 0
             member.uname = member.gname = ""
             member.mtime = 0
+            # Two modes only: a umask must not change the bytes.
             is_program = stat.S_ISDIR(path.lstat().st_mode) or member.mode & stat.S_IXUSR
             member.mode = 0o755 if is_program else 0o644
             if member.islnk():  # files that share an inode: what counts is their content

@@ -100,6 +100,7 @@ def _copy_relocatable(executable: Path, platform: str, tree: Path) -> ToolPython
     library = prefix / "lib" / f"python{minor}"
     shutil.copytree(library, tree / "lib" / library.name, symlinks=True, ignore=_unused)
     for path in sorted((prefix / "lib").glob("*.so*")):
+        # Some `.so` files are text, scripts for the linker.
         if path.is_file() and is_elf(path):  # links become what they lead to: names are few
             shutil.copy2(path.resolve(), tree / "lib" / path.name)
     if debian.is_debian_layout(tree, minor):
@@ -150,6 +151,8 @@ def _trim(tree: Path, python: ToolPython) -> None:
     # A list first: what is listed is removed on the way.
     for path in [*library.iterdir()]:
         is_unused = path.name in UNUSED_MODULES or UNUSED_FILES.fullmatch(path.name)
+        # `config-3.X-MACHINE` is for programs that embed Python: a
+        # Makefile and the static library.
         if is_unused or path.name.startswith("config-"):
             _remove(path)
     for path in [*(library / "lib-dynload").iterdir()]:
@@ -160,6 +163,7 @@ def _trim(tree: Path, python: ToolPython) -> None:
     for path in [*library.parent.iterdir()]:
         if path != library and path.name not in used:
             _remove(path)
+    # Empty: what the interpreter had installed is not part of the tool.
     (tree / python.site_packages).mkdir()
 
 

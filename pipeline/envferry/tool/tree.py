@@ -87,6 +87,7 @@ def build_tool_tree(
     with progress.task(f"collect envferry and {len(packages)} packages"):
         add_wheels(wheels.values(), python, directory)
         binaries = sorted(_binaries(directory))
+        # All of them: a wheel or a library of another machine would fail only when it is imported.
         _require_platform(binaries, platform)
         # A `strip` often reads the files of its own machine only.
         if platform == current_platform():

@@ -58,6 +58,7 @@ def apply_folder(
     """
     faults: dict[str, PipelineError] = {}
     ordered, lacking, plan = _plan(source, site, faults)
+    # Whole sizes also for deltas: what is rebuilt is a whole archive.
     missing = (*(plan.missing if plan else ()), *(delta.manifest for delta in lacking))
     require_room_for(site, missing, f"applying {plural(len(missing), 'artifact')}")
     copied: tuple[str, ...] = ()

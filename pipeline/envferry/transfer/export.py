@@ -89,6 +89,7 @@ def export_artifacts(
     manifests, bases, found = _ordered(source, request)
     _require_ours(directory, source, request)
     target = Registry(_open_target(directory, request))
+    # All plans first: they need the indexes only, and say whether there is room.
     if bases:
         plans = [plan_delta(source, manifest, bases) for manifest in manifests]
         carried = sum(plan.size for plan in plans)

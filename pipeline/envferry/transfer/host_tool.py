@@ -158,6 +158,7 @@ def _request(lines: tuple[str, ...], python: str, platform: str) -> PipRequest:
 
 
 def _version(python: str) -> tuple[int, ...]:
+    # As numbers: as words, 3.10 comes before 3.9.
     return tuple(int(part) for part in python.split("."))
 
 

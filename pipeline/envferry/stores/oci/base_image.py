@@ -113,6 +113,7 @@ def find_base(image: str, platform: str, near: Repositories) -> BaseImage:
         )
     host, repository = found["host"], found["repository"]
     space = near if near.name == host else _registry(host)
+    # A digest wins over a tag beside it, as for other clients of registries.
     reference = found["digest"] or found["tag"] or "latest"
     manifest = _manifest(space, (repository, reference), image, Platform.of(platform))
     if manifest.config.media_type not in CONFIG_TYPES:

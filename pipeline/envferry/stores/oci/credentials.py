@@ -94,6 +94,7 @@ def _read(path: Path) -> _File:
 
 
 def _find(file: _File, path: Path, host: str, repository: str) -> Login | None:
+    # First, as for docker: a helper of this host wins over entries in the file.
     if helper := file.helpers.get(host):
         return _ask(helper, host)
     entries = {_plain(name): entry for name, entry in file.auths.items()}

@@ -162,6 +162,7 @@ class OciStore:
         wanted = max(value.size - offset, 0) if length is None else length
         if length is None:
             require_sane(wanted, key, self.url)
+        # max: to read no bytes is allowed at any offset.
         if offset + wanted > max(value.size, offset):
             message = f"{key} in {self.url} has {value.size} bytes, {offset + wanted} are expected"
             raise StoreError(message, hint="push it again")

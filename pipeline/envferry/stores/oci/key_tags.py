@@ -117,6 +117,7 @@ def tag_of(key: str, *, in_environment: bool) -> str:
             # Where a platform looks as if an id were in it, the tag would be read otherwise.
             if len(tag) <= LONGEST_TAG and Names("x").key(tag, found["name"]) == key:
                 return tag
+        # Refused and not hashed: people must be able to pull NAME:TAG under the name they chose.
         if found := TAG_KEY.fullmatch(key):
             return _checked(f"_t.{found['platform']}.{found['tag']}", found["tag"])
     tag = PLAIN_PREFIX + escape(key)

@@ -69,6 +69,7 @@ class StoredValues(msgspec.Struct, frozen=True):
         """Return the value of a key; raise IntegrityError when its tag holds that of another."""
         place = self.names.place(check_key(key))
         value = self.at(place)
+        # That a key has no value is not a fault: it then compares as equal.
         found = (value.manifest.annotations or {}).get(KEY) if value else key
         # Long keys are tags by their hash alone, and people can retag what they like.
         if found != key:

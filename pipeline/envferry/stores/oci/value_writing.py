@@ -70,6 +70,7 @@ class ValueWriter(msgspec.Struct, frozen=True):
     def prepare(self, key: str) -> Place:
         """Return where a key goes, in a repository that is ready for it."""
         place = self.names.place(check_key(key))
+        # Held while it is sent: no other thread writes a manifest before the blob is there.
         with self.prepared.guard:
             if place.repository not in self.prepared.repositories:
                 # Registries refuse a manifest whose blobs its repository lacks.

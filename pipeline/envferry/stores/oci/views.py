@@ -100,6 +100,7 @@ class Views:
     def remove_image(self, archive: ArchiveName) -> None:
         """Remove an image, and the list of what refers to it."""
         repository = self.names.repository(archive.name)
+        # `image` notes what it finds, so it is taken out once more below.
         image = self.images.pop(archive, None) or self.image(archive)
         self.images.pop(archive, None)
         self._remove_runnable(archive)
