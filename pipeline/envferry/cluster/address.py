@@ -13,6 +13,7 @@ def check_scheduler(address: str) -> str:
     hint = "name it as tls://HOST:PORT, or tcp://127.0.0.1:PORT on this machine"
     try:
         parts = urlsplit(address)
+        # `port` raises ValueError for what is not a number of a port.
         is_whole = bool(parts.hostname and parts.port)
     except ValueError:
         is_whole = False
@@ -34,6 +35,7 @@ def is_private(address: str) -> bool:
     if parts.hostname == "localhost":
         return True
     try:
+        # No name but `localhost` is looked up: what one resolves to may change after this check.
         return ip_address(parts.hostname or "").is_loopback
     except ValueError:
         return False

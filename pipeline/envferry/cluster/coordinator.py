@@ -48,6 +48,7 @@ RETRIES = 2
 BLAMED = 5
 """How often the scheduler is given a job that Dask blames for dead workers on which it waited."""
 LOOK_SECONDS = 1.0
+# Without routes the servers of scheduler and workers show nothing over HTTP.
 NO_PAGES: dict[str, object] = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
@@ -90,6 +91,8 @@ def connected(cluster: Cluster) -> Iterator[Client]:
                 threads_per_worker=1,
                 # Builds are programs of their own: workers are threads, without ports to attack.
                 processes=False,
+                # 0 switches the limit off: builds are other processes, and Dask would measure this
+                # one.
                 memory_limit=0,
                 resources=resources,
                 dashboard_address=ANYWHERE_ON_LOOPBACK,
@@ -130,6 +133,7 @@ def security_for(address: str) -> Security | None:
 
 def check_versions(client: Client) -> None:
     """Raise UsageError unless every worker has this envferry; warn of other differences."""
+    # `get_versions` warns of what is different, and stderr is not what the client reads.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = client.get_versions(check=True, packages=["envferry"])
@@ -281,6 +285,8 @@ class Coordinator(msgspec.Struct):
                 if any({"build", platform} <= {*one["resources"]} for one in workers):
                     seen[platform] = time.monotonic()
                 elif time.monotonic() - seen[platform] > timeout:
+                    # Counted from the beginning afterwards: jobs that are
+                    # submitted later may wait as long.
                     self.fail_platform(platform)
                     seen[platform] = time.monotonic()
 
@@ -298,6 +304,7 @@ class Coordinator(msgspec.Struct):
 
 def main() -> int:
     """Do what the request says; return the exit status."""
+    # From a file: stdin only tells whether the caller is still there.
     request = decode_json(Path(sys.argv[1]).read_bytes(), ClusterRequest)
     try:
         with connected(request.cluster) as client:

@@ -66,6 +66,7 @@ def received_lock(job: BuildJob, scratch: Path) -> Lock:
     """Write the lock of a job to a file, and read it."""
     # The last part alone: a request must not choose where a worker writes.
     path = scratch / Path(job.lock_file).name
+    # Bounded: a few compressed bytes can stand for any amount of memory.
     path.write_bytes(zstandard.decompress(job.lock, max_output_size=MAX_LOCK_BYTES))
     return replace(read_lock(path), name=job.name, options=job.options)
 
@@ -82,6 +83,7 @@ def release(job: BuildJob, lock: Lock) -> JobAnswer:
     if job.platform != current_platform():
         message = f"this worker builds for {current_platform()}, not for {job.platform}"
         raise HostError(message, hint="correct the resources that it was started with")
+    # Without keys: a worker builds and pushes, the client checks and signs.
     registry = Registry.open(job.registry)
     if job.choice.reuse:
         found = find_released(registry, lock, job.platform, checked=job.choice.check)
@@ -123,6 +125,7 @@ def packed(job: BuildJob, built: BuiltEnv) -> Iterator[Artifact]:
     from envferry.pack.pack_options import PackOptions
     from envferry.pack.stage import pack_env
 
+    # Not in /tmp, which may be memory: archives have gigabytes.
     with TemporaryDirectory(dir=settings().cache_dir, prefix="packed-") as scratch:
         options = PackOptions(
             output_dir=Path(job.choice.output or scratch),

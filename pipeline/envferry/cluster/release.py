@@ -81,6 +81,7 @@ def run_jobs(cluster: Cluster, jobs: Sequence[BuildJob]) -> Iterator[BuildEvent]
                     yield event
             status = coordinator.end()
         if status:
+            # The end: there a traceback says what failed.
             said = log.read_bytes()[-LOG_BYTES:].decode(errors="replace")
             raise process.failure(["envferry.cluster.coordinator"], status, "", said)
 
@@ -113,6 +114,7 @@ def accept(
     data = unsigned.proof(manifest).manifest_data
     found = differences(manifest, lock)
     prefix = str(ENVS_DIR / lock.name)
+    # It will be signed: a worker must not choose where hosts install.
     if manifest.prefix != prefix:
         found["prefix"] = (manifest.prefix, prefix)
     if job.choice.check and CHECKS in manifest.tools:
@@ -125,6 +127,7 @@ def accept(
         raise IntegrityError(message, hint="it is neither signed nor tagged: look at that worker")
     unsigned.require_archive(manifest)
     unsigned.require_installable(manifest)
+    # Compared with the manifest's digest, which `differences` has compared with our lock.
     unsigned.read_lock(manifest)
     return AcceptedArtifact(manifest=manifest, data=data, uploaded=uploaded)
 
@@ -174,4 +177,5 @@ def move_back(registry: Registry, name: TagName, old: str | None) -> None:
     if old is None:
         registry.store.delete(tag_key(name.name, name.platform, name.tag))
     else:
+        # A move with the next counter: hosts that saw the first one refuse its old record.
         registry.move_tag(name.name, name.platform, name.tag, old)

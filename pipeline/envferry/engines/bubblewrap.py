@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from envferry.process import Finished
 
 SYSTEM_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+# Libraries outside the default folders are found by these; Debian's `cc` is an alternative.
 LINKER_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives")
 USER_FILES = ("etc/passwd", "etc/group")
 """Ours, not the host's: programs ask for the name of their user, and need not know more."""
@@ -73,6 +74,7 @@ class Bubblewrap:
         for directory in SYSTEM_DIRECTORIES:
             path = Path(directory)
             if path.is_symlink():
+                # With a merged /usr, /bin and /lib are links into it.
                 yield from ("--symlink", str(path.readlink()), directory)
             elif path.is_dir():
                 yield from ("--ro-bind", directory, directory)
@@ -102,6 +104,7 @@ def tool_mounts() -> Iterator[Mount]:
         Path(sys.prefix),
         package.parent if is_installed else package,
     ):
+        # What lies below /usr or a mount of ours is in the container already.
         is_inside = any(place.is_relative_to(parent) for parent in (Path("/usr"), *seen))
         if not is_inside:
             seen.add(place)

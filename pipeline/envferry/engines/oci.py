@@ -38,8 +38,13 @@ REMOVAL_PAUSES = (0, 0.2, 0.5, 1, 2)
 SUPERVISOR = "; ".join(
     (
         f"echo '{STARTED.strip()}'",
+        # The engines set these: a build must not see which of them ran it.
         "unset HOSTNAME TERM container",
+        # The kernel drops signals for which process 1 has no handler
+        # (pid_namespaces(7)); 143 is 128 + 15.
         "trap 'exit 143' TERM INT",
+        # Kept as 3: a shell gives commands in the background /dev/null as stdin (POSIX,
+        # "Asynchronous Lists").
         "exec 3<&0",
         '"$@" </dev/null 3<&- & job=$!',
         "(cat <&3 >/dev/null; kill -TERM 1) & wait $job",
@@ -68,6 +73,7 @@ class ContainerEngine:
             raise NoSandbox(msg)
         self.program = program
         wanted = image or DEFAULT_IMAGE
+        # Its digest from here on: a tag may be moved between two jobs of a build.
         self.image: str | None = self.find_image(wanted)
         self.user = self.find_user()
         self.probe(wanted)
@@ -170,10 +176,12 @@ class ContainerEngine:
     def options(self, job: Job, container: str) -> Iterator[str]:
         """Yield what makes the container, and its image last."""
         yield from ("--rm", "--interactive", "--name", container, "--pull", "never")
+        # No entry point: an image's own would come before the supervisor.
         yield from ("--network", "none", "--hostname", "envferry", "--entrypoint", "")
         yield from ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
         # Otherwise SELinux keeps a container from the directories that are mounted for it.
         yield from ("--security-opt", "label=disable")
+        # docker's default for a tmpfs is noexec, and builds run programs there.
         yield from ("--workdir", "/", "--tmpfs", "/tmp:exec,mode=1777")
         if user := self.user_of(job):
             yield from ("--user", user)

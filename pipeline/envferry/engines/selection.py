@@ -25,6 +25,7 @@ class Engine(str, Enum):
     BWRAP = "bwrap"
 
 
+# In the order in which `auto` tries them; last bubblewrap, which uses the host's /usr.
 REAL_ENGINES = (Engine.DOCKER, Engine.PODMAN, Engine.BWRAP)
 
 

@@ -48,6 +48,7 @@ class FollowState(msgspec.Struct, frozen=True, kw_only=True):
 
 def state_path(home: EnvHome, tag: str) -> Path:
     """Return the file of a tag."""
+    # One file name: NAME_PATTERN allows no slash in a tag.
     return home.directory / f".follow-{tag}"
 
 
@@ -57,6 +58,7 @@ def read_follow_state(home: EnvHome, tag: str) -> FollowState:
     try:
         return from_json(path.read_bytes(), FollowState, str(path))
     except FileNotFoundError:
+        # The first poll.
         return FollowState()
     except PipelineError as error:
         log.warning("%s is not read: %s", path, error.message)

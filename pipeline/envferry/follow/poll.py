@@ -117,6 +117,7 @@ def _poll(
         return result, state
 
     if state.id == before:
+        # Also of what was installed by hand: a rollback from it is then held, and not undone.
         state = msgspec.structs.replace(state, installed=before)
         return followed("unchanged")
     if state.id == state.rejected:
@@ -139,6 +140,7 @@ def _look(request: FollowRequest, state: FollowState) -> FollowState:
     # With the size, for servers whose versions count seconds.
     version = f"{there.version} {there.size}" if there and there.version else ""
     is_known = state.registry == registry.url and bool(version) and version == state.version
+    # Another registry has versions of its own, so the URL is compared as well.
     if is_known and state.id and not _is_old(state.read, request.now):
         return state
     id_ = registry.resolve(ref, request.platform)
@@ -164,6 +166,7 @@ def _why_not_now(request: FollowRequest, current: str | None) -> str:
         usage = look_for_users(request.home.tree(current))
         if usage.users:
             return f"in use by {describe(usage.users)}"
+        # Processes that this user cannot look into count as users.
         if usage.unseen:
             return f"perhaps in use: {usage.unseen}"
     return ""
@@ -185,6 +188,7 @@ def _install(
             PublishedArchive(registry, manifest), manifest, options=options, progress=progress
         )
     except ToolFailed:
+        # Only a failed check says that this id does not work here; other errors may pass.
         rejected = msgspec.structs.replace(state, id=id_, rejected=id_, polled=request.time)
         # Written here: the caller notes the error in what it reads back.
         write_follow_state(home, ref.version, rejected)

@@ -122,7 +122,9 @@ def read_note(path: Path) -> ReportNote:
 def is_due(last: str, now: str) -> bool:
     """Whether a report is so old that the next one is due."""
     try:
+        # Python 3.10 does not read the `Z`.
         times = [datetime.fromisoformat(one.replace("Z", "+00:00")) for one in (last, now)]
     except ValueError:
         return True
+    # A clock that was set back makes a report due, instead of putting it off.
     return not timedelta(0) <= times[1] - times[0] < EVERY

@@ -31,6 +31,7 @@ class MaintenanceWindow(msgspec.Struct, frozen=True, kw_only=True):
         try:
             if not found:
                 raise ValueError(text)
+            # The form also fits 29:99, which this refuses.
             begin, end = (time.fromisoformat(found[name]) for name in ("begin", "end"))
         except ValueError as error:
             message = f"{text!r} is not a valid window"
@@ -44,6 +45,7 @@ class MaintenanceWindow(msgspec.Struct, frozen=True, kw_only=True):
         moment = now.time().replace(tzinfo=None)
         if self.begin < self.end:
             return now.weekday() in self.days and self.begin <= moment < self.end
+        # From here on it ends on the next day, or lasts a whole one.
         if moment >= self.begin:
             return now.weekday() in self.days
         # Past midnight it is still the window of the day on which it began.

@@ -70,14 +70,17 @@ def read_artifact_state(registry: Registry, place: Place, folder: Folder | None)
         )
     try:
         described = registry.described(*place)
+        # SQLite would raise OverflowError for a larger number, in the middle of a batch.
         _require_numbers(described)
     except Unreachable:
         raise
     except NotFound:
+        # Removed since it was listed.
         return ArtifactState(folder=folder)
     except (IntegrityError, SpecError, StoreError) as error:
         return ArtifactState(folder=folder, problem=error.message)
     except RecursionError:
+        # msgspec raises it for JSON that is nested deeper than the interpreter's limit.
         return ArtifactState(folder=folder, problem="its manifest is nested too deeply")
     return ArtifactState(folder=folder, manifest=described)
 
@@ -98,6 +101,8 @@ def read_file_lists(registry: Registry, place: Place) -> ArtifactFiles:
     A server that cannot be reached is an error, as in `read_artifact_state`.
     """
     try:
+        # Signatures are not checked here: the index says what is
+        # there, pages check what they show.
         manifest = registry.described(*place)
         index = registry.open_archive(manifest).index
     except Unreachable:
@@ -118,6 +123,7 @@ def read_tags(
 def stamp_of(folder: Folder) -> str:
     """Return what differs when an artifact should be looked at again."""
     manifest = folder.files.get(REGISTRY_MANIFEST)
+    # A late attestation and the begin of a removal leave the manifest as it is.
     marks = (folder.attested, folder.is_being_pruned)
     return f"{manifest.stamp if manifest else ''} {marks}"
 
@@ -125,6 +131,7 @@ def stamp_of(folder: Folder) -> str:
 def _read_tag(registry: Registry, name: TagName, listed: Listed) -> TagState | None:
     key = tag_key(name.name, name.platform, name.tag)
     try:
+        # By the listed size, before it is read: anything may lie under a key.
         if listed.size > LARGEST_TAG:
             msg = f"{key} has {human_bytes(listed.size)}: it is not a tag"
             raise IntegrityError(msg)

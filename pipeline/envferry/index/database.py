@@ -92,12 +92,14 @@ class Database:
         self.path = path
         self.discarded = 0
         """How often it was thrown away."""
+        # Reentrant: `run` discards the file while it holds the lock.
         self.lock = threading.RLock()
         self.connection = self._connect()
 
     @classmethod
     def for_place(cls, directory: Path, place: str) -> Database:
         """Open the file below `directory` that belongs to a store's `place`."""
+        # A hash: a place has slashes, and may be longer than a file name.
         return cls(directory / f"{blake3(place.encode()).hexdigest()[:32]}.sqlite")
 
     def run(self, work: Callable[[Connection], T]) -> T:
@@ -109,6 +111,8 @@ class Database:
             try:
                 return self._attempt(work)
             except sqlite3.OperationalError as error:
+                # Before DatabaseError, its base class: after a full disk or a long
+                # wait the file is still good.
                 message = f"the index {self.path or 'in memory'}: {error}"
                 raise HostError(
                     message,
@@ -165,6 +169,7 @@ def _open(path: Path | None) -> Connection:
     """Open a file and make its tables; one that is not ours, or older, is removed first."""
     # Twice: the first attempt may find a foreign or damaged file, and removes it.
     for _ in range(2):
+        # Threads share the connection: `Database.lock` lets one at a time use it.
         connection = sqlite3.connect(
             path or ":memory:", timeout=BUSY_SECONDS, check_same_thread=False
         )
@@ -195,6 +200,7 @@ def _prepare(connection: Connection) -> None:
     Locked from the look to the last table: of two processes at once, one makes them.
     """
     connection.execute("PRAGMA synchronous = OFF")  # a lost index is rebuilt
+    # Negative numbers are KiB: 64 MiB (SQLite, PRAGMA cache_size).
     connection.execute("PRAGMA cache_size = -65536")
     connection.execute("BEGIN IMMEDIATE")
     with connection, closing(connection.cursor()) as cursor:
@@ -206,8 +212,10 @@ def _prepare(connection: Connection) -> None:
         if tables:
             msg = f"application {application:#x}, version {version}"
             raise _Foreign(msg)
+        # Not `executescript`, which commits first and so would give up the lock.
         for statement in filter(str.strip, TABLES.split(";")):
             cursor.execute(statement)
+        # PRAGMA takes no bound values. Set last, in the same transaction as the tables.
         cursor.execute(f"PRAGMA application_id = {APPLICATION}")
         cursor.execute(f"PRAGMA user_version = {VERSION}")
 

@@ -64,6 +64,7 @@ def find_digests(
     own = (
         f"SELECT what, {HOLDER} FROM marks JOIN artifacts ON artifacts.number = marks.artifact "
         f"WHERE marks.digest = ? AND {condition} UNION ALL "
+        # An id is looked up where it lies: `marks` has whole digests only.
         f"SELECT 'artifact', {HOLDER} FROM artifacts WHERE artifacts.id = ? AND {condition}"
     )
     named = (
@@ -84,6 +85,7 @@ def find_digests(
                 DigestMatch(digest=digest, what=what, **holder_facts(tuple(holder), tags))
                 for what, *holder in rows
             ]
+            # Only XXH3-128 has this length among what archives say of files.
             if len(digest) == CONTENT_DIGITS:
                 files = find_files((FileContent(digest),), where)(connection)
                 found += [

@@ -62,6 +62,7 @@ def unread_locks(connection: Connection) -> list[tuple[Place, str]]:
         "SELECT name, platform, id, lock FROM artifacts WHERE state = 'published' AND lock NOT IN "
         "(SELECT digest FROM locks WHERE problem IS NULL OR problem = ?) "
         "GROUP BY lock ORDER BY max(published) DESC",
+        # What found no room is not read again at each question.
         (TOO_MANY,),
     )
     return [((row[0], row[1], row[2]), row[3]) for row in rows]
@@ -79,6 +80,7 @@ def read_named_digests(registry: Registry, place: Place, lock: str) -> LockDiges
         raise
     except PipelineError as error:
         return LockDigests(lock=lock, problem=error.message)
+    # As bytes: half the size of their hex digits.
     digests = frozenset(bytes.fromhex(found.decode()) for found in DIGEST.findall(data))
     return LockDigests(lock=lock, digests=digests, size=len(data))
 
@@ -111,6 +113,7 @@ def forget_digests(connection: Connection) -> None:
     gone = connection.execute(
         "DELETE FROM locks WHERE digest NOT IN (SELECT lock FROM artifacts)"
     ).rowcount
+    # Only then: these statements read whole tables.
     if gone:
         connection.execute("DELETE FROM named WHERE lock NOT IN (SELECT number FROM locks)")
         connection.execute(

@@ -131,8 +131,10 @@ def find_files(
     )
 
     def query(connection: Connection) -> tuple[FileMatch, ...]:
+        # A set: one file may fit several patterns.
         placed = {row for one in selections for row in _placed(connection, *one)}
         _require_few(len(placed), MOST_FILES)
+        # One JSON value for `json_each`: SQLite takes 32,766 bound values at most by default.
         text = "[" + ",".join(f"[{name},{folder},{list_}]" for name, folder, list_ in placed) + "]"
         rows = connection.execute(statement, [text, *values]).fetchall()
         _require_few(len(rows), MOST_MATCHES)
@@ -163,6 +165,7 @@ def _placed(
 
 def _fits(column: str, pattern: str) -> str:
     """Compare as fast as the pattern allows: an equal text is looked up."""
+    # GLOB and not LIKE, which ignores the case of ASCII letters: names of files differ by it.
     return f"{column} {'GLOB' if _is_pattern(pattern) else '='} ?"
 
 

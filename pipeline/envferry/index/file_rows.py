@@ -64,6 +64,7 @@ def _is_alike(entry: FileEntry) -> bool:
 
     Byte code and records name the prefix, or what names it; and nothing is in all empty files.
     """
+    # Edits put the prefix into a file, and RECORD has the digests of such files.
     depends = entry.edits or entry.path.endswith((".pyc", "/RECORD", "/direct_url.json"))
     return bool(entry.size) and not depends
 
@@ -77,6 +78,7 @@ def unread_files(connection: Connection) -> list[Place]:
         "SELECT name, platform, id FROM artifacts WHERE state = 'published' AND number NOT IN "
         "(SELECT artifact FROM filed WHERE problem IS NULL OR problem = ?) "
         "ORDER BY published DESC",
+        # What found no room is not read again at each question.
         (TOO_MANY,),
     )
     return [(row[0], row[1], row[2]) for row in rows]
@@ -96,6 +98,8 @@ def write_files(
         number, added = _list_number(connection, one, room=MOST_PLACED - placed)
         placed += added
         if number is None:
+            # What fits stays and is found; the artifact is named as one
+            # that is not searched in full.
             problem = TOO_MANY
             break
         connection.execute("INSERT OR IGNORE INTO listed VALUES (?, ?)", (number, row[0]))
@@ -109,6 +113,7 @@ def forget_files(connection: Connection) -> None:
     gone = connection.execute(
         "DELETE FROM file_lists WHERE number NOT IN (SELECT list FROM listed)"
     ).rowcount
+    # Only then: these statements read whole tables, of up to 100 million rows.
     if gone:
         for table in ("placed", "held"):
             connection.execute(

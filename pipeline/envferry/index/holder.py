@@ -54,6 +54,7 @@ def count_unread(
     statement = (
         f"SELECT coalesce({table}.problem, artifacts.problem, 'not read'), count(*) FROM artifacts "
         f"LEFT JOIN {table} ON {condition} WHERE {selected} "
+        # Only tables that are not WITHOUT ROWID have a rowid.
         f"AND ({table}.rowid IS NULL OR {table}.problem IS NOT NULL) GROUP BY 1"
     )
     return lambda connection: dict(connection.execute(statement, values).fetchall())

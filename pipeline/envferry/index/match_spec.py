@@ -53,6 +53,7 @@ class Clause(msgspec.Struct, frozen=True):
 
         try:
             specifier = Specifier(f"{self.operator}{self.version}")
+            # By default packaging leaves out pre-releases that the condition does not name.
             holds: bool = specifier.contains(Version(version), prereleases=True)
         except (InvalidSpecifier, InvalidVersion):
             return self._holds_in_conda(version)
@@ -62,6 +63,7 @@ class Clause(msgspec.Struct, frozen=True):
         if self.version.endswith(".*"):
             return _is_of_series(version, self.version[:-2]) == (self.operator == "==")
         if self.operator == "~=":
+            # `~= 2.2` is `>= 2.2, == 2.*` (PEP 440, "Compatible release").
             series = Clause("==", f"{self.version.rpartition('.')[0]}.*")
             return series.holds(version) and compare_conda(version, self.version) >= 0
         return OPERATORS[self.operator](compare_conda(version, self.version))
@@ -82,11 +84,13 @@ class MatchSpec(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def parse(cls, text: str) -> MatchSpec:
         """Parse a conda or PEP 508 way to write a requirement; raise UsageError for others."""
+        # Extras (`name[extra]`) are read and dropped: an index does not know them.
         found = WANTED.fullmatch(text.strip())
         if not found or not canonicalize_name(found["name"]).strip("-"):
             message = f"{text!r} names no package"
             raise UsageError(message, hint=HINT)
         rest, build = (found["rest"] or "").strip().strip("()").strip(), None
+        # conda's `NAME=VERSION=BUILD`.
         if three := re.fullmatch(r"={1,2}\s*([^=<>!~,\s]+)\s*=\s*([\w.*+-]+)", rest):
             rest, build = f"={three[1]}", three[2]
         elif two := re.fullmatch(
@@ -139,6 +143,7 @@ def _is_of_series(version: str, series: str) -> bool:
 
 def compare_conda(left: str, right: str) -> int:
     """Return which of two versions is newer, in conda's order: below, at or above 0."""
+    # Local parts count only where the public ones are equal, so they come second.
     for ours, theirs in zip(_conda_parts(left), _conda_parts(right), strict=True):
         for one, other in zip_longest(ours, theirs, fillvalue=()):
             # conda fills up with zeros: 1.1 is 1.1.0.

@@ -133,6 +133,7 @@ class MatchPart(msgspec.Struct, frozen=True, kw_only=True):
 
     order: Literal["environment", "package", "version", "published"] = "environment"
     is_descending: bool = False
+    # SQLite takes a negative limit for none.
     limit: int = -1
     offset: int = 0
 
@@ -175,6 +176,7 @@ def count(wanted: Filter = EVERYTHING) -> Callable[[Connection], int]:
 
 def environments(part: str = "") -> Callable[[Connection], tuple[Environment, ...]]:
     """List environments whose name holds `part`, by name."""
+    # instr and not LIKE, for which each `_` of a name would fit any letter.
     statement = """
 SELECT name, group_concat(DISTINCT platform), count(*), sum(state = 'damaged'), sum(size),
   max(published) FROM artifacts WHERE state != 'unfinished' AND instr(lower(name), lower(?))
@@ -188,6 +190,7 @@ GROUP BY name ORDER BY name
         return tuple(
             Environment(
                 name=row[0],
+                # NAME_PATTERN allows no comma, which group_concat puts in between.
                 platforms=tuple(sorted(row[1].split(","))),
                 versions=row[2],
                 damaged=row[3],
@@ -223,6 +226,7 @@ WHERE ? IS NULL OR tags.name = ? ORDER BY tags.name, tags.platform, tag
                 problem=row[7]
                 or (
                     None
+                    # NULL for a tag whose artifact is not in the index at all.
                     if row[8] == "published"
                     else "it points to an artifact that does not exist"
                 ),

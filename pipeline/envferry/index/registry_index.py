@@ -86,6 +86,7 @@ class RegistryIndex:
         """Ask the index, see `queries`; one that turns out damaged is filled again first."""
         before = self.database.discarded
         answer = self.database.run(query)
+        # Discarded in between, the new and empty index has given this answer.
         if self.database.discarded == before:
             return answer
         self.refresh()
@@ -142,6 +143,7 @@ class RegistryIndex:
         title = f"read {what.format(plural(len(missing), 'artifact'))}"
         size = Expected(len(missing))
         with Workers(FILE_THREADS, "reading") as pool, shown.task(title, size) as advance:
+            # No larger batches: what was read before a server fails is in the index.
             for start in range(0, len(missing), FILE_THREADS):
                 batch = missing[start : start + FILE_THREADS]
                 found: tuple[Read, ...] = tuple(pool.map(read, batch))
@@ -160,6 +162,7 @@ class RegistryIndex:
         is_recent = 0 <= now - before.listed_at < FULL_SECONDS
         is_full = fully or not is_recent or len(before.artifacts) <= SMALL
         with Workers(THREADS, "index") as pool:
+            # Without the database's lock: pages are answered while a registry is listed.
             holdings = (list_fully if is_full else list_quickly)(self.registry, pool)
             moved = {
                 name: listed
@@ -174,6 +177,7 @@ class RegistryIndex:
         lost = before.tags.keys() - holdings.tags.keys()
 
         def write(connection: Connection) -> None:
+            # One transaction for all of it: no question sees a tag without its artifact.
             remove(connection, gone, lost)
             write_tags(connection, tags)
             # The time at which it began: what changed since then is for the next one to see.

@@ -33,6 +33,7 @@ class RegistryKeys(msgspec.Struct, frozen=True, kw_only=True):
 def list_fully(registry: Registry, pool: Executor) -> RegistryKeys:
     """List every key: what a repair, a late signature or half a removal has changed shows, too."""
     names = [*_below(registry, ENVS, NAME_PATTERN.fullmatch)]
+    # One listing an environment: the pages of a single one can only follow each other.
     surveys = [*pool.map(lambda name: list_inventory(registry, name), names)]
     return RegistryKeys(
         folders={
@@ -67,6 +68,7 @@ def list_folder(registry: Registry, place: Place) -> Folder:
 def _below(registry: Registry, top: str, accept: Callable[[str], object]) -> list[str]:
     """Return the names of the folders directly below `top` that the format allows."""
     found = (listed.key for listed in registry.store.list_level(top))
+    # `list_level` gives folders a slash at the end.
     names = (key[len(top) : -1] for key in found if key.endswith("/"))
     return sorted(name for name in names if accept(name))
 

@@ -25,6 +25,8 @@ FRESH_SECONDS = 60
 PATIENCE = 10
 """Unfinished and damaged artifacts are looked at again when a tenth of their age has passed."""
 
+# Not INSERT OR REPLACE, which deletes the old row: its number, to which other tables refer, and
+# `first_seen` stay as they are.
 PUT_ARTIFACT = """
 INSERT INTO artifacts (name, platform, id, state, problem, version, size, unpacked, packages,
   published, attested, stamp, first_seen, looked_at, lock)
@@ -50,6 +52,7 @@ class IndexedArtifact(msgspec.Struct, frozen=True):
     def is_due(self, now: float) -> bool:
         """Whether something that was not right deserves another look."""
         age = self.looked_at - self.first_seen
+        # Looks become rarer with age: an old fault does not cost a request at each refresh.
         is_time = age < FRESH_SECONDS or now - self.looked_at >= age / PATIENCE
         return self.state != "published" and is_time
 
@@ -148,6 +151,7 @@ def remove(connection: Connection, places: Iterable[Place], tags: Iterable[TagNa
     connection.executemany("DELETE FROM artifacts WHERE name = ? AND platform = ? AND id = ?", gone)
     connection.execute("DELETE FROM contents WHERE artifact NOT IN (SELECT number FROM artifacts)")
     connection.execute("DELETE FROM packages WHERE number NOT IN (SELECT package FROM contents)")
+    # After the artifacts: each of these removes what no artifact refers to any more.
     forget_digests(connection)
     forget_files(connection)
 

@@ -149,9 +149,9 @@ class _Checker(msgspec.Struct, frozen=True):
                 continue
             try:
                 check()
-            # Before BAD, which includes it: a value in parts is completed by
-            # its own hint, and not removed.
             except Incomplete as error:
+                # Before BAD, which includes it: a value in parts is completed by
+                # its own hint, and not removed.
                 yield _broken(key, error.message, error.hint)
             except BAD as error:
                 mend = f"remove that file, then {_push(folder)}"

@@ -156,8 +156,8 @@ def dependencies_in(registry: Registry, manifest: Manifest) -> Dependencies:
 def dependencies_by_lock(manifest: Manifest, lock: bytes) -> Dependencies:
     """Take what an artifact's lock says."""
     try:
-        # Locks are read with the extra `build`, which hosts lack; an SBOM
-        # needs nothing beyond the base.
+        # Locks are read with the extra `build`, which hosts may lack; an SBOM needs nothing beyond
+        # the base.
         from envferry.specs.locks import parse_lock
     except ModuleNotFoundError as error:
         message = f"{manifest.stem} has no SBOM, and to read its lock needs {error.name}"

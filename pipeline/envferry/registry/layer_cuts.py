@@ -62,7 +62,7 @@ def cut_points(index: Index, count: int) -> tuple[int, ...]:
     packages over all layers is least. It follows from the index alone.
     """
     offsets = frame_offsets(index)
-    # A package without frames (it has no files) has no place of its own.
+    # A package without frames has no place in the archive.
     begun = [(one, offsets[one.first_frame]) for one in index.packages if one.frames]
     owned = [(one, start) for one, start in begun if one.kind in ("conda", "pypi")]
     if not owned:

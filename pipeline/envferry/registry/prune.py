@@ -161,7 +161,7 @@ def carry_out(registry: Registry, plan: PrunePlan, *, progress: Progress) -> Pru
 
     with progress.task(f"prune {registry.url}"), Workers(REMOVERS, "prune") as pool:
         decisions = tuple(pool.map(remove, plan.decisions))
-        # Last, and by folder: a store removes all uploads below a prefix that are old enough.
+        # By folder: a store removes all uploads below a prefix that are old enough.
         for folder in sorted({one.key.rpartition("/")[0] + "/" for one in plan.unfinished}):
             registry.store.delete_unfinished(folder, seconds)
     return PrunePlan(decisions=decisions, unfinished=plan.unfinished, under_way=plan.under_way)

@@ -139,8 +139,8 @@ def _publish_persistently(
     def attempt() -> bool:
         try:
             return _publish(artifact, registry, tags, progress)
-        # NotFound, too: a file that goes between two steps is missed by the step that reads it.
         except (RemovedMeanwhile, NotFound) as error:
+            # NotFound, too: whichever step reads a file that has gone meanwhile misses it.
             log.info("published again: %s", error)
             raise Transient(error) from error
 

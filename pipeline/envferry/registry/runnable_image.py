@@ -76,7 +76,7 @@ def _layer(archive: Archive, scratch: BinaryIO) -> ContentSource:
 
 def _config(base: dict[str, Any], manifest: Manifest, diff_id: str) -> dict[str, Any]:
     """Return the base's configuration with one layer more, and the environment on PATH."""
-    # Copies: the base's configuration may serve for another image.
+    # A copy: the base's configuration is not ours to change.
     inner = dict(base.get("config") or {})
     said = dict(line.partition("=")[::2] for line in inner.get("Env") or () if "=" in line)
     prefix = manifest.prefix

@@ -36,8 +36,10 @@ def main() -> None:
     for name in ("envferry.install.stage", *COMMANDS_OF_HOSTS, *NEEDED):
         importlib.import_module(name)
     tree = Path(sys.prefix)
+    # One folder stands for all: a tree is compiled as a whole, or not at all.
     if not (Path(compile_bytecode.__file__).parent / "__pycache__").is_dir():
         compile_bytecode.main(str(tree), NOWHERE)
+    # Before the shell script renames the tree: a tree under its final name counts as whole.
     sync_file_system(str(tree))
 
 

@@ -50,6 +50,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 
 def program_of(tool: ToolTree) -> Program:
     """Return how the tool of a tree is started."""
+    # -I: neither PYTHON… variables nor the working directory count; -B:
+    # nothing is written where it lies.
     python = f"bin/python{tool.python.minor} -I -B -m"
     return Program(
         start=f'"$tree"/{python} envferry "$@"',
@@ -63,6 +65,7 @@ def program_of(tool: ToolTree) -> Program:
 
 def write_run_file(path: Path, content: bytes, signer: Signer | None) -> None:
     """Write the executable file, and its signature beside it."""
+    # Removed first: a run that is killed leaves no signature of other bytes beside the file.
     attestation = attestation_of(path)
     attestation.unlink(missing_ok=True)  # of another content
     with atomic_write(path, 0o755) as stream:
@@ -109,6 +112,7 @@ def render_run_file(tree: Path, program: Program) -> bytes:
         "CHECK": program.check,
     }
     text = HEADER.read_text(encoding="utf-8")
+    # KeyError for a name without a value: a gap would show up on a host only.
     filled = re.sub(r"@([A-Z0-9_]+)@", lambda found: values[found[1]], text)
     return filled.encode() + payload
 
@@ -120,11 +124,13 @@ def _tar(tree: Path) -> bytes:
     """
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        # Sorted: directories list their entries in an order of their own.
         for path in sorted(tree.rglob("*")):
             member = archive.gettarinfo(path, str(path.relative_to(tree)))
             member.uid = member.gid = 0
             member.uname = member.gname = ""
             member.mtime = 0
+            # Two modes only: a umask must not change the bytes.
             is_program = stat.S_ISDIR(path.lstat().st_mode) or member.mode & stat.S_IXUSR
             member.mode = 0o755 if is_program else 0o644
             if member.islnk():  # files that share an inode: what counts is their content
@@ -135,4 +141,5 @@ def _tar(tree: Path) -> bytes:
             else:
                 archive.addfile(member)
         end = archive.offset
+    # tarfile pads the end to a record of 10,240 bytes.
     return stream.getvalue()[:end] + bytes(END_BLOCKS)

@@ -100,6 +100,7 @@ def _copy_relocatable(executable: Path, platform: str, tree: Path) -> ToolPython
     library = prefix / "lib" / f"python{minor}"
     shutil.copytree(library, tree / "lib" / library.name, symlinks=True, ignore=_unused)
     for path in sorted((prefix / "lib").glob("*.so*")):
+        # Some `.so` files are text, scripts for the linker.
         if path.is_file() and is_elf(path):  # links become what they lead to: names are few
             shutil.copy2(path.resolve(), tree / "lib" / path.name)
     if debian.is_debian_layout(tree, minor):
@@ -127,6 +128,7 @@ def machine_of(path: Path) -> str | None:
 
 
 def _full_version(prefix: Path, minor: str) -> str:
+    # An interpreter of another machine cannot be asked.
     header = prefix / f"include/python{minor}/patchlevel.h"
     text = header.read_text(encoding="utf-8") if header.is_file() else ""
     found = re.search(r'#define\s+PY_VERSION\s+"([\d.]+)"', text)
@@ -146,8 +148,11 @@ def _trim(tree: Path, python: ToolPython) -> None:
         kept = path in (program, program.parent, library.parent, library)
         if not (kept or (path.parent == library.parent and ".so" in path.name)):
             _remove(path)
+    # A list first: what is listed is removed on the way.
     for path in [*library.iterdir()]:
         is_unused = path.name in UNUSED_MODULES or UNUSED_FILES.fullmatch(path.name)
+        # `config-3.X-MACHINE` is for programs that embed Python: a
+        # Makefile and the static library.
         if is_unused or path.name.startswith("config-"):
             _remove(path)
     for path in [*(library / "lib-dynload").iterdir()]:
@@ -158,6 +163,7 @@ def _trim(tree: Path, python: ToolPython) -> None:
     for path in [*library.parent.iterdir()]:
         if path != library and path.name not in used:
             _remove(path)
+    # Empty: what the interpreter had installed is not part of the tool.
     (tree / python.site_packages).mkdir()
 
 

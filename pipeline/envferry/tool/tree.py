@@ -87,9 +87,12 @@ def build_tool_tree(
     with progress.task(f"collect envferry and {len(packages)} packages"):
         add_wheels(wheels.values(), python, directory)
         binaries = sorted(_binaries(directory))
+        # All of them: a wheel or a library of another machine would fail only when it is imported.
         _require_platform(binaries, platform)
+        # A `strip` often reads the files of its own machine only.
         if platform == current_platform():
             strip_debug_information(binaries)
+        # Before libgcc is added, which must not raise it.
         floor = glibc_floor(binaries) or _pair(GLIBC)
         _add_compiler_runtime(directory, binaries, (platform, interpreter), floor)
         if platform == current_platform():

@@ -58,6 +58,7 @@ def apply_folder(
     """
     faults: dict[str, PipelineError] = {}
     ordered, lacking, plan = _plan(source, site, faults)
+    # Whole sizes also for deltas: what is rebuilt is a whole archive.
     missing = (*(plan.missing if plan else ()), *(delta.manifest for delta in lacking))
     require_room_for(site, missing, f"applying {plural(len(missing), 'artifact')}")
     copied: tuple[str, ...] = ()
@@ -222,8 +223,6 @@ def _copy_tags(
 def _read_tag(source: Registry, key: str, name: TagName, artifact: Base) -> SignedTagRecord:
     """Read a tag of a delta, its signatures checked."""
     what = f"{key} in {source.url}"
-    # Not by `read_tag`, which looks below `v1/tags`: there, a tag's
-    # artifact would have to be whole.
     record = from_json(source.store.read(key), SignedTagRecord, what)
     if record.id != artifact.id:
         message = f"{what} is damaged: it points to {record.id!r}"

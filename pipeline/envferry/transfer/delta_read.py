@@ -134,6 +134,7 @@ def read_delta(source: Registry, key: str) -> OpenDelta:
         source.trust.check_artifact(manifest, proof)
     lock = store.read(folder + LOCK_FILE)
     companions = Companions(lock=lock, proof=proof, sbom=_optional(store, folder + SBOM))
+    # Before it is published: what enters a registry damaged stays there.
     companions.require_sound(manifest, f"in {folder} in {source.url}")
     return OpenDelta(source, record, manifest, companions)
 

@@ -89,11 +89,12 @@ def export_artifacts(
     manifests, bases, found = _ordered(source, request)
     _require_ours(directory, source, request)
     target = Registry(_open_target(directory, request))
+    # All plans first: they need the indexes only, and say whether there is room.
     if bases:
         plans = [plan_delta(source, manifest, bases) for manifest in manifests]
         carried = sum(plan.size for plan in plans)
         sizes = {delta_key(Base.of(plan.manifest)): plan.size for plan in plans}
-        # Before the first byte: a full disk would show up after hours of copying.
+        # Before the first byte: a full disk would show up only after much of the copying.
         require_room(target.store, sizes, f"exporting {plural(len(plans), 'delta')}")
         _write_deltas(source, target, plans, progress)
         tags = tuple(_note_tag(target, name, record) for name, record in found.items())
@@ -111,7 +112,6 @@ def export_artifacts(
             )
         tags = tuple(copy_tag(target, name, record) for name, record in found.items())
     for key, data in request.keys:
-        # For people to compare: a site trusts keys that came another way, not those of the disk.
         write_bytes(directory / KEYS / f"{key.id}.pub", data)
     return replace(
         _exported(directory, request, manifests, bases), carried_bytes=carried, tags=tags

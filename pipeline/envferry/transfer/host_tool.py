@@ -90,7 +90,7 @@ def write_tool(
     signed = {TOOL_ATTESTATION: attest_tool(sums, signer)} if signer else {}
     if signer and request.run_file:
         signed[RUN_FILE + ATTESTATION_SUFFIX] = attest_run_file(request.run_file, signer)
-    # Checksums cover all files but themselves and the signatures, which are over the checksums.
+    # The signatures are not among the checksums: one of them is over the checksums.
     _replace_folder(directory, files | {SUMS: sums} | signed)
     return tuple(sorted(name.removeprefix("wheels/") for name in files if name.endswith(".whl")))
 
@@ -158,6 +158,7 @@ def _request(lines: tuple[str, ...], python: str, platform: str) -> PipRequest:
 
 
 def _version(python: str) -> tuple[int, ...]:
+    # As numbers: as words, 3.10 comes before 3.9.
     return tuple(int(part) for part in python.split("."))
 
 

@@ -316,9 +316,11 @@ def _has(there: Folder | None, wanted: Folder) -> bool:
     """Whether the target has a whole artifact, by names and sizes alone."""
     if there is None or not there.published or not wanted.files:
         return False
+    # What belongs to no artifact is not copied.
     for name in wanted.files.keys() - set(wanted.foreign):
         listed = wanted.files[name]
         found = there.files.get(name)
+        # Lock and SBOM may be those of another build of the same archive, and are not replaced.
         must_match = name.endswith(ARCHIVE_SUFFIX) or name in (REGISTRY_MANIFEST, ATTESTATION)
         if found is None or (must_match and found.size != listed.size):
             return False

@@ -97,8 +97,8 @@ def copy_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Transf
             # Else the same move got signatures at the source, and is written again with them.
             if bool(there.signatures) == bool(record.signatures):
                 return _transferred(name, there.id, "same")
-        # Counters are compared and not times: disks arrive late, in any order, with any clock.
         elif there and there.counter >= record.counter:
+            # Counters are compared and not times: disks arrive late, in any order, with any clock.
             is_newer = there.counter > record.counter
             return _transferred(name, there.id, "newer" if is_newer else "conflict")
         with lost_races_as_transient():

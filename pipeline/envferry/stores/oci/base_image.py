@@ -32,6 +32,7 @@ IMAGE = re.compile(
     r"(oci://)?(?P<host>[A-Za-z0-9.-]+(:\d+)?|\[[0-9A-Fa-f:]+\](:\d+)?)/(?P<repository>[^:@]+)"
     r"(:(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
+# Docker's types name the same bytes: a layer is not changed by being called OCI's.
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 LAYER_TYPES = {
     "application/vnd.docker.image.rootfs.diff.tar.gzip": f"{OCI_LAYER}+gzip",
@@ -112,6 +113,7 @@ def find_base(image: str, platform: str, near: Repositories) -> BaseImage:
         )
     host, repository = found["host"], found["repository"]
     space = near if near.name == host else _registry(host)
+    # A digest wins over a tag beside it, as for other clients of registries.
     reference = found["digest"] or found["tag"] or "latest"
     manifest = _manifest(space, (repository, reference), image, Platform.of(platform))
     if manifest.config.media_type not in CONFIG_TYPES:
@@ -120,6 +122,7 @@ def find_base(image: str, platform: str, near: Repositories) -> BaseImage:
     if unknown:
         message = f"{image} has layers of a type that cannot be built upon: {', '.join(unknown)}"
         raise IntegrityError(message, hint="name an image of an operating system")
+    # The size is the manifest's word: it is checked before so much is read.
     if manifest.config.size > MOST_CONFIG:
         size = f"{manifest.config.size:,} bytes, at most {MOST_CONFIG:,} are expected"
         message = f"the configuration of {image} has {size}"
@@ -130,6 +133,7 @@ def find_base(image: str, platform: str, near: Repositories) -> BaseImage:
 
 
 def _registry(host: str) -> RegistryClient:
+    # `[::1]` ends with a bracket, so that only a port is cut off.
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
     return RegistryClient.of(f"{'http' if is_loopback(name) else 'https'}://{host}")
 
@@ -169,6 +173,7 @@ def _config(data: bytes, image: str, layers: int) -> dict[str, Any]:
     except (msgspec.MsgspecError, KeyError, TypeError) as error:
         message = f"the configuration of {image} is damaged"
         raise IntegrityError(message, hint="pull and push that image again") from error
+    # One diff id for each layer, in their order (OCI image-spec, config.md).
     if not isinstance(diff_ids, list) or len(diff_ids) != layers:
         message = f"the configuration of {image} does not list its {layers} layers"
         raise IntegrityError(message, hint="pull and push that image again")

@@ -65,6 +65,7 @@ class HttpUpload(msgspec.Struct):
         headers = {
             "Content-Type": "application/octet-stream",
             "Content-Length": str(size),
+            # Without a unit, unlike RFC 9110: the specification has `<start>-<end>`.
             "Content-Range": f"{self.sent}-{self.sent + size - 1}",
         }
         call = self._call("PATCH", self.place, headers=headers, body=body)
@@ -95,11 +96,13 @@ class HttpUpload(msgspec.Struct):
         # Some say 0-0 of an upload that has nothing: one byte alone is not believed.
         last = int(found["last"])
         self.sent = last + 1 if last else 0
+        # Optional here: without it, the upload stays where it was.
         if answer.headers.get(LOCATION):
             self.place = self.session.location(answer, call.what)
 
     def finish(self, digest: str, last: bytes = b"") -> None:
         """Close the upload under its digest."""
+        # The place may have a query, which is the upload's and has to stay.
         joint = "&" if urlsplit(self.place).query else "?"
         call = self._call(
             "PUT",

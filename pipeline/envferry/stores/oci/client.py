@@ -79,6 +79,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
         answer = self.session.once(_manifest_call("GET", repository, reference))
         if answer.status == ABSENT:
             return None
+        # Always from the bytes; the header is only compared with it.
         digest = digest_of(answer.body)
         said = answer.headers.get(DIGEST, digest)
         # A digest binds what comes; a tag does not, so the registry's own word has to do.
@@ -120,6 +121,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
         if said and said != digest:
             message = f"{self.name} says that {repository}:{tag} is {said}, {digest} was sent"
             raise IntegrityError(message, hint="something on the way changes it: use https")
+        # The registry's word that it lists referrers by itself (distribution-spec 1.1).
         return SUBJECT in answer.headers
 
     def delete_manifest(self, repository: str, digest: str) -> None:
@@ -168,6 +170,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
                 path=path,
                 repository=repository,
                 headers={"Accept": INDEX},
+                # 404 and 405: the registry is older than version 1.1, which has this question.
                 expected=(OK, ABSENT, NOT_ALLOWED),
                 what=what,
             )
@@ -175,6 +178,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
             if index is None:
                 return None
             found += index.manifests
+            # Relative or absolute (RFC 8288).
             following = LINK.search(answer.headers.get("Link", ""))
             path = urljoin(answer.url, following["url"]) if following else ""
         return found
@@ -241,6 +245,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
 
     def _read_once(self, repository: str, blob: Descriptor, offset: int, length: int) -> bytes:
         is_all = offset == 0 and length == blob.size
+        # Whole blobs without a range: these can be compared with their digest.
         headers = {} if is_all else {"Range": f"bytes={offset}-{offset + length - 1}"}
         what = f"{blob.digest} in {repository}"
         call = ApiRequest(
@@ -275,6 +280,8 @@ class RegistryClient(msgspec.Struct, frozen=True):
         """Begin an upload, or go on with one; UploadGone where that is not possible."""
         if resumed:
             upload = HttpUpload(self.session, repository, resumed)
+            # Where it stands only the registry knows: the last process
+            # may have died within a chunk.
             upload.ask()
             return upload
         call = ApiRequest(

@@ -81,6 +81,7 @@ def find_login(host: str, repository: str) -> Login | None:
 def _read(path: Path) -> _File:
     try:
         with path.open("rb") as stream:
+            # What is longer is cut, and then is not JSON.
             data = stream.read(MOST_BYTES)
         return decode_json(data, _File)
     except OSError as error:
@@ -93,6 +94,7 @@ def _read(path: Path) -> _File:
 
 
 def _find(file: _File, path: Path, host: str, repository: str) -> Login | None:
+    # First, as for docker: a helper of this host wins over entries in the file.
     if helper := file.helpers.get(host):
         return _ask(helper, host)
     entries = {_plain(name): entry for name, entry in file.auths.items()}
@@ -100,6 +102,7 @@ def _find(file: _File, path: Path, host: str, repository: str) -> Login | None:
         entry = entries.get(name)
         if entry and (login := _login(entry, name, path)):
             return login
+    # Last: an entry may be for one repository, a store knows hosts only.
     return _ask(file.store, host) if file.store else None
 
 
@@ -128,6 +131,7 @@ def _login(entry: _Entry, name: str, path: Path) -> Login | None:
         user, colon, password = base64.b64decode(entry.auth, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeError):
         colon = ""
+    # A user name has no colon (RFC 7617, 2), a password may have several.
     if not colon:
         message = f"the entry for {name} in {path} is not a login"
         raise SpecError(message, hint=f"log in again with `podman login {name}`")

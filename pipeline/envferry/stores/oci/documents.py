@@ -27,6 +27,7 @@ DOCKER_MANIFESTS = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
+# The two bytes that the image-spec prescribes for an empty descriptor.
 EMPTY_CONFIG = b"{}"
 
 ARTIFACT_TYPES: Mapping[str, str] = {
@@ -101,6 +102,7 @@ class ImageManifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="cam
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    # Defaults that are never written: `omit_defaults` would leave out a 2.
     schema_version: int = 0
     media_type: str = ""
     artifact_type: str | None = None
@@ -194,6 +196,7 @@ def read_manifest(data: bytes, what: str) -> ImageManifest:
     """
     try:
         kind = decode_json(data, _Kind)
+        # The media type is optional in a manifest of OCI; layers tell it from an index.
         if kind.media_type not in ("", MANIFEST) or kind.layers is None:
             raise not_ours(kind.media_type or "no media type", what)
         return decode_json(data, ImageManifest)

@@ -306,6 +306,7 @@ class LayoutRepositories(msgspec.Struct, frozen=True):
 
     def _put_blob(self, digest: str, data: bytes) -> None:
         path = self._blob_path(digest)
+        # Its name is its digest: what is there has the same bytes.
         if not path.exists():
             write_bytes(path, data)
 

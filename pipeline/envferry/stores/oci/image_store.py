@@ -100,6 +100,7 @@ class OciStore:
 
     def __post_init__(self) -> None:
         """Keep the images up to date with the keys."""
+        # The dataclass is frozen; these three follow from its fields.
         object.__setattr__(self, "values", StoredValues(self.space, self.names))
         object.__setattr__(self, "views", Views(self.space, self.names))
         object.__setattr__(self, "writer", ValueWriter(self.space, self.names, self.views))
@@ -124,6 +125,7 @@ class OciStore:
             message = f"{root!r} cannot be the name of a repository"
             raise UsageError(message, hint="lower-case letters, digits, `.`, `_`, `-` and `/` only")
         usual = "http" if is_loopback(parts.hostname) else "https"
+        # urlsplit takes the brackets off an IPv6 address.
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         netloc = f"{host}:{port}" if port else host
         client = RegistryClient.of(f"{SCHEMES.get(parts.scheme, usual)}://{netloc}", limits)
@@ -160,6 +162,7 @@ class OciStore:
         wanted = max(value.size - offset, 0) if length is None else length
         if length is None:
             require_sane(wanted, key, self.url)
+        # max: to read no bytes is allowed at any offset.
         if offset + wanted > max(value.size, offset):
             message = f"{key} in {self.url} has {value.size} bytes, {offset + wanted} are expected"
             raise StoreError(message, hint="push it again")
@@ -234,6 +237,7 @@ class OciStore:
         # Another writer followed: its value has replaced ours.
         if self.space.manifest_digest(*self._at(key)) != digest:
             raise LostRace.at(key, self.url)
+        # Removal is by digest: an equal one is what was written just now.
         if before and before.digest != digest:
             self._forget(before)
         if tag := tag_name(key):
@@ -322,6 +326,7 @@ class OciStore:
         if value is None:
             self._require_no_other_image(key)
             raise self._missing(key)
+        # Archives alone: they are read in many ranges, and never replaced.
         if archive_name(key):
             self.known.archives[key] = value
         return value
@@ -336,6 +341,7 @@ class OciStore:
             self.views.require_no_other_image(tag)
 
     def _require_free(self, key: str) -> None:
+        # Asked, for a registry has no write that fails where a tag exists.
         if self.space.manifest_digest(*self._at(key)):
             raise KeyTaken.at(key, self.url)
 

@@ -48,5 +48,6 @@ class FoundBase(msgspec.Struct, frozen=True):
         space, repository = self.views.space, self.names.repository(artifact[0])
         layers = self.base.copy_layers(space, repository, advance)
         sent = send_blob(space, repository, layer, advance, media_type=LAYER)
+        # After the layer: its diff id is known only when all of it has been decompressed.
         config = encode(configure(sent.diff_id))
         return self.views.make_runnable(artifact, config, (*layers, sent.descriptor), tags)

@@ -23,6 +23,7 @@ REPOSITORY = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 LONGEST_TAG = 128
 ID = r"[0-9a-f]{12}"
+# Without a dot, which ends the platform in `_t.PLATFORM.TAG`.
 PLATFORM = r"[A-Za-z0-9_][A-Za-z0-9_-]*"
 FILE_KEY = re.compile(
     rf"v1/envs/(?P<name>[^/]+)/(?P<platform>{PLATFORM})/(?P<id>{ID})/(?P<file>[A-Za-z0-9._-]+)"
@@ -116,9 +117,11 @@ def tag_of(key: str, *, in_environment: bool) -> str:
             # Where a platform looks as if an id were in it, the tag would be read otherwise.
             if len(tag) <= LONGEST_TAG and Names("x").key(tag, found["name"]) == key:
                 return tag
+        # Refused and not hashed: people must be able to pull NAME:TAG under the name they chose.
         if found := TAG_KEY.fullmatch(key):
             return _checked(f"_t.{found['platform']}.{found['tag']}", found["tag"])
     tag = PLAIN_PREFIX + escape(key)
+    # The manifest's annotation says which key it is; a hash cannot be read back.
     return tag if len(tag) <= LONGEST_TAG else HASHED_PREFIX + sha256_hex(key.encode())
 
 
@@ -156,6 +159,7 @@ def path_of(name: str) -> str:
     # A name that looks encoded is encoded as well: no two names have the same path.
     if REPOSITORY.fullmatch(name) and not name.startswith(ENCODED_NAME):
         return name
+    # In hex, whose letters every repository's name may have.
     return ENCODED_NAME + name.encode().hex()
 
 
@@ -173,6 +177,7 @@ def escape(key: str) -> str:
 
 def unescape(text: str) -> str | None:
     """Read what `escape` wrote; None for what it cannot have written."""
+    # Pairs first, from the left: `___s` is an underscore and a slash.
     if re.search(r"_([^_sp]|$)", re.sub("__", "", text)):
         return None
     return re.sub(r"_([_sp])", lambda found: BACK[found[1]], text)

@@ -58,6 +58,8 @@ class ReusedLayers(msgspec.Struct, frozen=True):
         with Workers(READERS, "layers") as pool:
             for one, layers in pool.map(look, places[:MOST_LOOKED_AT]):
                 for layer in layers:
+                    # The first that has it; the environment's own repository, without a mount,
+                    # comes first.
                     by_size[layer.size].setdefault(layer.digest, one)
         return cls(by_size)
 

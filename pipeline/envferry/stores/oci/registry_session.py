@@ -164,6 +164,7 @@ class RegistrySession:
         return self._ask(url, headers, call)
 
     def _ask(self, url: str, headers: Mapping[str, str], call: ApiRequest) -> RegistryAnswer:
+        # Without the query: storage behind a registry puts signatures there that give access.
         shown, way = url.partition("?")[0], self.connections.proxy_note(url)
         try:
             response = self.connections.open(url, headers, call.method, call.body)
@@ -189,6 +190,7 @@ class RegistrySession:
         )
         answer = self._ask(asked.url, headers, call)
         place = asked.url.partition("?")[0]
+        # 400, too: RFC 6749, 5.2 has it for credentials that are not valid.
         if answer.status in (UNAUTHORIZED, FORBIDDEN, 400):
             message = f"{place} refuses the login for {self.name} (HTTP {answer.status})"
             raise StoreError(message, hint=f"log in again: `podman login {self.name}`")
@@ -236,6 +238,7 @@ class RegistrySession:
             message = f"{self.name} has no repository {call.repository} ({words})"
             hint = "create it there first: this registry makes none by itself"
             return StoreError(message, hint=hint)
+        # Before DENIED: to log in as another user does not help where a project is full.
         if QUOTA.search(words) and status in (FORBIDDEN, TOO_LARGE, NO_PRECONDITION):
             message = f"{self.name} has no room for {what} ({words})"
             hint = "free some: `envferry prune`, then the registry's own cleanup; or get more"

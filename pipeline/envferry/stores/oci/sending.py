@@ -66,7 +66,9 @@ class BlobDigests:
         self.plain = hashes.Hash(hashes.SHA256())
         self.inner = hashes.Hash(hashes.SHA256())
         self.decompresses = decompresses
+        # An archive is many frames; by default, zstandard stops after the first.
         self.stream = zstandard.ZstdDecompressor().decompressobj(read_across_frames=True)
+        # One thread each: a hash needs its bytes in order.
         self.pools = [ThreadPoolExecutor(1, "sha256"), ThreadPoolExecutor(1, "diff-id")]
         self.waiting: deque[Future[None]] = deque()
 
@@ -75,6 +77,7 @@ class BlobDigests:
         self.waiting.append(self.pools[0].submit(self.plain.update, data))
         if self.decompresses:
             self.waiting.append(self.pools[1].submit(self._inflate, data))
+        # A piece is up to two entries: it is hashed, and decompressed.
         while len(self.waiting) > HASHED_BEHIND * 2:
             self.waiting.popleft().result()
 
@@ -139,6 +142,7 @@ def send_blob(
     What has arrived when this fails stays: the next call reads it, but does not send it again.
     """
     is_layer, known = media_type == LAYER, incoming.tar_sha256
+    # Notes of other bytes, or of another target, do not count.
     subject = json.dumps({"to": f"{space.name}/{repository}", "token": incoming.token})
     with (
         journal_at(incoming.journal) as held,
@@ -281,6 +285,7 @@ class _Sender:
                 self._begin_again(StoreError(error.message, hint=error.hint))
             else:
                 return
+            # An empty chunk at the end: all that comes before it is read and sent again.
             self._persist(_Chunk([], self.taken, self.taken))
 
     def _read_at(self, offset: int, length: int) -> bytes:

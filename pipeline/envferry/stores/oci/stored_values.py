@@ -69,6 +69,7 @@ class StoredValues(msgspec.Struct, frozen=True):
         """Return the value of a key; raise IntegrityError when its tag holds that of another."""
         place = self.names.place(check_key(key))
         value = self.at(place)
+        # That a key has no value is not a fault: it then compares as equal.
         found = (value.manifest.annotations or {}).get(KEY) if value else key
         # Long keys are tags by their hash alone, and people can retag what they like.
         if found != key:
@@ -102,6 +103,7 @@ class StoredValues(msgspec.Struct, frozen=True):
         """Yield values right below a prefix; for what lies deeper the tags say enough."""
         folders, here = set[str](), list[tuple[Place, str | None]]()
         for place, key in self._tags(prefix):
+            # A tag that does not say its key is looked at below, by its manifest.
             rest = (key or "").removeprefix(prefix)
             if "/" in rest:
                 folders.add(f"{prefix}{rest.partition('/')[0]}/")
@@ -128,6 +130,7 @@ class StoredValues(msgspec.Struct, frozen=True):
             # these are looked at, whatever the prefix.
             if tag.startswith(HASHED_PREFIX) or (key and key.startswith(prefix)):
                 yield Place(self.names.root, tag), key
+        # A longer prefix names an environment, and was answered above.
         if "v1/envs/".startswith(prefix) or "v1/tags/".startswith(prefix):
             for one in sorted(environments_in(iter(tags))):
                 yield from self.tags_of(one, prefix)
@@ -164,5 +167,6 @@ class StoredValues(msgspec.Struct, frozen=True):
 
 def _time(text: str) -> datetime:
     with suppress(ValueError, OverflowError):
+        # Python 3.10 does not read the `Z`.
         return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
     return FOLDER_TIME

@@ -128,6 +128,7 @@ class Tokens:
             return made
 
     def _login(self, scope: str) -> Login | None:
+        # `repository:NAME:RIGHTS`; NAME has no colon.
         repository = scope.split(":")[1]
         if repository not in self._logins:
             self._logins[repository] = find_login(self.host, repository)
@@ -140,11 +141,13 @@ class Tokens:
 
     def _bearer(self, challenge: Challenge, scope: str, login: Login | None) -> str:
         parts = urlsplit(challenge.realm)
+        # Without a login nothing secret is sent: an anonymous token may be asked for by http.
         is_safe = parts.scheme == "https" or self.allows_plain or is_loopback(parts.hostname or "")
         if parts.scheme not in ("http", "https") or not (is_safe or login is None):
             message = f"{self.host} names {challenge.realm!r} to log in at, which is not safe"
             raise StoreError(message, hint="a login goes over https only")
         asked = [("service", challenge.service)] if challenge.service else []
+        # The registry's own words, where it says them: these it will accept.
         wanted = challenge.scope or scope
         if login and login.token:
             form = {"grant_type": "refresh_token", "refresh_token": login.token.reveal()}
@@ -162,6 +165,7 @@ class Tokens:
             found = decode_json(data, _Token)
         except msgspec.MsgspecError:
             found = _Token()
+        # …/auth/token/ has both names for it, and OAuth 2 the second one alone.
         text = found.token or found.access_token
         if not text:
             message = f"{challenge.realm} answered without a token for {self.host}"

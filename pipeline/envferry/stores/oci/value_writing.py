@@ -70,6 +70,7 @@ class ValueWriter(msgspec.Struct, frozen=True):
     def prepare(self, key: str) -> Place:
         """Return where a key goes, in a repository that is ready for it."""
         place = self.names.place(check_key(key))
+        # Held while it is sent: no other thread writes a manifest before the blob is there.
         with self.prepared.guard:
             if place.repository not in self.prepared.repositories:
                 # Registries refuse a manifest whose blobs its repository lacks.
@@ -102,6 +103,7 @@ class ValueWriter(msgspec.Struct, frozen=True):
             send_bytes(self.space, place.repository, data, blob)
             layers = (blob,)
         archive = archive_name(key) or archive_beside(key)
+        # What lies beside an archive refers to its image, by which other tools find it.
         subject = self.views.image(archive) if archive else None
         return self.put(key, place, layers, subject)
 
@@ -118,6 +120,7 @@ class ValueWriter(msgspec.Struct, frozen=True):
         data = image_manifest(
             artifact_type=artifact_type,
             config=EMPTY_BLOB,
+            # At least one layer, for the sake of other tools (OCI image-spec, manifest.md).
             layers=titled(layers, file) or (EMPTY_BLOB,),
             subject=subject,
             annotations=annotations,

@@ -81,6 +81,8 @@ class Views:
         blob = describe(config, CONFIG)
         send_bytes(self.space, repository, config, blob)
         named = titled(layers, key.rpartition("/")[2])
+        # No time in it, so that equal archives have equal digests; the
+        # key's manifest has the time.
         data = image_manifest(config=blob, layers=named, annotations={KEY: key})
         self.space.put_manifest(repository, archive.tag, data, MANIFEST)
         self.images[archive] = describe(data, MANIFEST)
@@ -98,6 +100,7 @@ class Views:
     def remove_image(self, archive: ArchiveName) -> None:
         """Remove an image, and the list of what refers to it."""
         repository = self.names.repository(archive.name)
+        # `image` notes what it finds, so it is taken out once more below.
         image = self.images.pop(archive, None) or self.image(archive)
         self.images.pop(archive, None)
         self._remove_runnable(archive)
@@ -134,6 +137,7 @@ class Views:
             name = f"{RUNNABLE}{tag}"
             found = self.space.manifest(repository, name)
             there = read_index(found.data, f"{repository}:{name}").manifests if found else ()
+            # An index has one image for each platform: an older one of this platform goes.
             others = tuple(one for one in there if one.platform != platform)
             index = image_index((*others, image), {REF_NAME: name, ENVIRONMENT: named.name})
             self.space.put_manifest(repository, name, index, INDEX)
@@ -148,6 +152,8 @@ class Views:
             return
         for tag in [one for one in self.space.tags(repository) if one.startswith(RUNNABLE)]:
             found = self.space.manifest(repository, tag)
+            # Searched as text: in an index that we wrote, a digest stands
+            # for an image and nothing else.
             if found and digest.encode() in found.data:
                 self.space.delete_manifest(repository, found.digest)
         self.space.delete_manifest(repository, digest)
@@ -212,6 +218,7 @@ class Views:
         signed = tuple(
             msgspec.structs.replace(one, annotations=dict(COSIGN_ANNOTATIONS)) for one in layers
         )
+        # These layers are not compressed, so that their digests are their diff ids.
         config = image_config("", tuple(one.digest for one in layers))
         blob = describe(config, CONFIG)
         send_bytes(self.space, repository, config, blob)
@@ -278,6 +285,7 @@ class Views:
             record = self.space.read_blob(repository, layer, 0, layer.size)
             return decode_json(record, _TagRecord).id
         except (IntegrityError, ValueError, msgspec.MsgspecError) as error:
+            # ValueError: it has more layers than one, or none.
             log.info("%s:%s is damaged: %s", repository, tag, error)
             return None
 
