@@ -90,13 +90,13 @@ class MatchSpec(msgspec.Struct, frozen=True, kw_only=True):
             message = f"{text!r} names no package"
             raise UsageError(message, hint=HINT)
         rest, build = (found["rest"] or "").strip().strip("()").strip(), None
-        # conda's `NAME=VERSION=BUILD`.
+        # conda's `NAME=VERSION=BUILD`: with a build, one `=` is exact as well.
         if three := re.fullmatch(r"={1,2}\s*([^=<>!~,\s]+)\s*=\s*([\w.*+-]+)", rest):
-            rest, build = f"={three[1]}", three[2]
+            rest, build = f"=={three[1]}", three[2]
         elif two := re.fullmatch(
             r"([\w.*+!]+)\s+([\w.*+-]+)", rest
         ):  # conda's `NAME VERSION BUILD`
-            rest, build = f"={two[1]}", two[2]
+            rest, build = f"=={two[1]}", two[2]
         clauses = tuple(_clause(part, text) for part in rest.split(",") if part.strip())
         return cls(name=canonicalize_name(found["name"]), clauses=clauses, build=build)
 

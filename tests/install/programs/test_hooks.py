@@ -55,11 +55,15 @@ def test_hooks_that_others_could_have_put_there(
     (tmp_path / "link").symlink_to(own)
     writable = hook_at(tmp_path / "writable", f"touch {ran}", 0o757)
     plain = hook_at(tmp_path / "plain", f"touch {ran}", 0o644)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "open/link").symlink_to(hook_at(tmp_path / "sound", f"touch {ran}"))
     for hook, reason in (
         (own, "among what was installed"),
         (tmp_path / "link", "among what was installed"),
         (writable, "is writable by every user"),
         (plain, "is not executable"),
+        (tmp_path / "open/link", "can replace it"),
         ("hook", "expected an absolute path"),
         (tmp_path / "missing", "No such file"),
     ):

@@ -40,7 +40,8 @@ def checked_hook(hook: str, envs_dir: Path) -> Path:
         raise SpecError(message, hint=HINT)
     try:
         program = Path(hook).resolve(strict=True)
-        reason = who_else_may_change(program, program.stat())
+        # By its own path, whose links may lie in folders of others, and not by the resolved one.
+        reason = who_else_may_change(Path(hook), program.stat())
     except OSError as error:
         message = f"the hook {hook} is not run: {error.strerror}"
         raise SpecError(message, hint=HINT) from error
