@@ -170,7 +170,7 @@ def with_parts(tmp_path: Path) -> SbomInput:
     (info / "sboms").mkdir()
     (info / "sboms/auditwheel.cdx.json").write_text(json.dumps(WHEEL_SBOM))
     (info / "sboms/broken.json").write_text("{")
-    (info / "sboms/deep.json").write_text('{"x":' + "[" * 1000 + "]" * 1000 + "}")
+    (info / "sboms/deep.json").write_text('{"x":' + "[" * 900 + "]" * 900 + "}")
     files = ("sboms/auditwheel.cdx.json", "sboms/broken.json", "sboms/deep.json")
     (info / "RECORD").write_text(
         "".join(f"{info.name}/{file},,\n" for file in files)
