@@ -265,11 +265,36 @@ def test_nobody_waits_for_a_dead_prune_for_ever(
     assert "envferry prune --hours 0 --delete" in caught.value.hint
 
 
+class PrunedStore(DirectoryStore, frozen=True):
+    """A directory in which another process removes the artifact whose lock was just written."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write a file, and have the other process follow a lock."""
+        DirectoryStore.create(self, key, data)
+        if key.endswith("conda-lock.yml"):
+            id_ = key.split("/")[-2]
+            others = Registry.open(str(self.root))
+            assert remove_artifact(others, Folder("demo", PLATFORM, id_), 0) is None
+
+
+def test_a_push_that_is_pruned_while_it_runs_leaves_no_manifest_alone(tmp_path: Path) -> None:
+    """Whoever cannot end a push has published nothing: no environment without its archive."""
+    artifact = make_artifact(tmp_path / "packed", seed=0)
+    registry = Registry(PrunedStore(tmp_path / "registry"))
+    with pytest.raises(RemovedMeanwhile, match="was removed from"):
+        registry.publish(artifact, progress=Silent())
+    assert registry.environments() == ()
+    with pytest.raises(RemovedMeanwhile, match="whenever it is pushed"):
+        push_artifact(artifact, registry=registry, tags=(), progress=Silent())
+    assert check_registry(registry, read_bytes=True, progress=Silent()).findings == ()
+
+
 def test_pushes_and_prunes_at_once(registry: Registry, tmp_path: Path) -> None:
     """Four pushers and two pruners: whatever a push has answered for is there."""
     made = [make_artifact(tmp_path / "packed", seed=seed) for seed in range(3)]
     registry.publish(made[0], progress=Silent())
     rounds = [0, 0]
+    unanswered: list[Artifact] = []
 
     def is_enough() -> bool:
         return rounds[0] > 10 and rounds[1] > 3
@@ -281,9 +306,11 @@ def test_pushes_and_prunes_at_once(registry: Registry, tmp_path: Path) -> None:
             try:
                 push_artifact(artifact, registry=registry, tags=(), progress=Silent())
             except RemovedMeanwhile:
+                unanswered.append(artifact)
                 continue  # it says so: push again
             except StoreError as error:
                 assert "moved by other processes" in error.message  # noqa: PT017
+                unanswered.append(artifact)
                 continue
             rounds[0] += 1
 
@@ -300,7 +327,8 @@ def test_pushes_and_prunes_at_once(registry: Registry, tmp_path: Path) -> None:
         tasks += [pool.submit(prune, number) for number in range(2)]
         for task in tasks:
             task.result()
-    push_artifact(made[1], registry=registry, tags=(), progress=Silent())
+    for artifact in (*unanswered, made[1]):
+        push_artifact(artifact, registry=registry, tags=(), progress=Silent())
     report = check_registry(registry, read_bytes=True, progress=Silent())
     assert [one for one in report.findings if one.severity == "broken"] == []
 

@@ -149,6 +149,7 @@ def publish_artifact(
     sent |= place(target, folder + LOCK_FILE, companions.lock, must_match=not is_their_lock)
     if companions.sbom is not None:
         sent |= place(target, folder + SBOM, companions.sbom, must_match=False)
+    _require_sent_files(target, manifest)
     data = companions.proof.manifest_data
     # A manifest that was published before stays: signatures are over its bytes.
     sent |= place(target, folder + REGISTRY_MANIFEST, data, must_match=is_new)
@@ -173,6 +174,18 @@ def sign_published(target: Registry, manifest: Manifest, data: bytes) -> bool:
     sigstore = sigstore_bundle_for(target, manifest, proof, data)
     signed = _place_attestation(target, source, data)
     return signed | place_sigstore_bundle(target, manifest, sigstore)
+
+
+def _require_sent_files(target: Registry, manifest: Manifest) -> None:
+    """Raise RemovedMeanwhile if files went before a manifest would say that they are there.
+
+    A removal may have read the folder as what an interrupted push left, or its tags before they
+    moved. If this push then never ends, its manifest would name an archive that is gone.
+    """
+    folder = folder_of(manifest)
+    if target.store.stat(folder + REGISTRY_MANIFEST) is None:
+        archive = manifest.archive.file
+        require_kept(target, folder, (archive, f"{archive}.xxh128", LOCK_FILE))
 
 
 def require_whole(registry: Registry, manifest: Manifest) -> None:

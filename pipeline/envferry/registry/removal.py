@@ -46,7 +46,7 @@ def require_settled(registry: Registry, folder: str) -> None:
 
 
 def require_kept(registry: Registry, folder: str, names: Iterable[str]) -> None:
-    """Raise RemovedMeanwhile unless these files are in a folder, now that a tag points to it."""
+    """Raise RemovedMeanwhile unless these files are in a folder, and no removal is under way."""
     require_settled(registry, folder)
     # After the mark is gone: whatever that removal deleted is missing in this listing.
     there = {listed.key for listed in registry.store.list(folder)}
