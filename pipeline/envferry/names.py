@@ -80,14 +80,23 @@ def check_env_prefix(prefix: str, hint: str) -> str:
             f"digits, blanks and {' '.join(PREFIX_PUNCTUATION)} are allowed"
         )
         raise UsageError(message, hint=hint)
-    # What `//` in front means is up to the system (POSIX, Pathname Resolution), and normpath keeps
-    # it.
-    is_absolute = prefix.startswith("/") and not prefix.startswith("//")
-    if not is_absolute or prefix == "/" or posixpath.normpath(prefix) != prefix:
+    if not _is_normal(prefix):
         message = f"{prefix!r} cannot be the prefix of an environment: it is not an absolute path"
         msg = f"{message} without `.`, `..` and `//`"
         raise UsageError(msg, hint=hint)
     return prefix
+
+
+def is_env_prefix(prefix: str) -> bool:
+    """Whether an environment can live at a path, by the rules of `check_env_prefix`."""
+    return all(map(_is_plain, prefix)) and _is_normal(prefix)
+
+
+def _is_normal(path: str) -> bool:
+    # What `//` in front means is up to the system (POSIX, Pathname Resolution), and normpath keeps
+    # it.
+    is_absolute = path.startswith("/") and not path.startswith("//")
+    return is_absolute and path != "/" and posixpath.normpath(path) == path
 
 
 def _is_plain(character: str) -> bool:

@@ -102,6 +102,8 @@ def lies(index: Index) -> Iterator[Index]:
     yield change(index, prefix="relative")
     yield change(index, prefix="/a/../b")
     yield change(index, prefix="/a\nb")
+    yield change(index, prefix="//opt/x")
+    yield change(index, prefix="/opt/$(id)")
     yield change(index, mtime=-1)
     yield change(index, packages=())
     yield change(index, packages=(*index.packages, *index.packages))

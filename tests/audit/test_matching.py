@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from envferry.audit.artifact_audit import Audit, locked_packages, require_allowed, tree_packages
 from envferry.audit.audit_policy import AuditPolicy, LoadedPolicy, load_policy
 from envferry.audit.components import SbomParts, components_of
 from envferry.audit.matching import audit_component
-from envferry.audit.vex import read_vex
+from envferry.audit.vex import VexStatement, read_vex
 from envferry.errors import IntegrityError, NotFound, PolicyViolation, SpecError
 from envferry.models import LockedPackage, PackageFacts
 from tests.support.advisories import NOW, NUMPY, OPENSSL, database, encoded, record
@@ -307,6 +308,27 @@ def test_vex_silences_with_a_reason_and_until_a_day(
         assert one.silenced is not None
         assert one.silenced.reason
         assert one.silenced.until == "2026-12-30"
+
+
+def test_a_statement_of_several_products_is_about_each() -> None:
+    """Whatever their order: one that fits in name alone hides no other."""
+    (numpy,) = audited(NUMPY_FACTS)
+    statement = VexStatement(
+        vulnerabilities=frozenset(),
+        products=("pkg:generic/demo", "pkg:generic/other", "pkg:pypi/numpy"),
+        subcomponents=("pkg:pypi/scipy",),
+        reason="",
+        day=NOW.date(),
+        source="",
+    )
+    assert statement.is_about(numpy, "demo")
+    turned = msgspec.structs.replace(statement, products=statement.products[::-1])
+    assert turned.is_about(numpy, "demo")
+    named = msgspec.structs.replace(statement, products=statement.products[:2])
+    assert not named.is_about(numpy, "demo")
+    named = msgspec.structs.replace(named, subcomponents=("pkg:pypi/numpy",))
+    assert named.is_about(numpy, "other")
+    assert not named.is_about(numpy, "third")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.base.json import to_json
-from envferry.errors import ToolFailed
+from envferry.errors import TargetOccupied, ToolFailed
 from envferry.install.activation import roll_back
 from envferry.install.programs import mount_namespace
 from envferry.install.records.env_home import EnvHome
@@ -190,6 +190,31 @@ def test_what_is_not_ours_is_there_again(site: Site, end: str) -> None:
             roll_back(site.home, None)
     assert (site.home.link / "precious").read_text() == "data"
     assert not list(site.envs.glob("demo.before*"))
+
+
+@pytest.mark.parametrize("target", ["/nowhere/at/all", ".", None])
+def test_a_rollback_replaces_nothing_of_others(
+    tmp_path: Path, envs: Path, target: str | None
+) -> None:
+    """A link that leads nowhere is somebody's, too; one of ours is not, whatever it leads to."""
+    ids = [install(manifest_path(tmp_path, version), envs).id for version in (b"1", b"2")]
+    home = EnvHome.of(envs, "demo")
+    home.link.unlink()
+    home.link.symlink_to(target or f".envferry/demo/{'0' * 12}")
+    if target is None:
+        assert roll_back(home, ids[0]).id == ids[0] == home.current_id()
+        return
+    for dry_run in (True, False):
+        with pytest.raises(TargetOccupied, match="not made by envferry"):
+            roll_back(home, ids[0], dry_run=dry_run)
+    assert str(home.link.readlink()) == target
+
+
+def manifest_path(tmp_path: Path, version: bytes) -> Path:
+    """Return the archive of a version."""
+    archive = tmp_path / f"{version.decode()}.tar.zst"
+    manifest_of(archive, version)
+    return archive
 
 
 def test_an_explicit_wish_makes_an_unchecked_one_current(tmp_path: Path, envs: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.installing import install, manifest_of
+from tests.support.archives import small_archive
+from tests.support.installing import SCRIPT as TOOL
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +25,7 @@ from pathlib import Path
 from envferry.errors import PipelineError
 from envferry.install.activation import roll_back
 from envferry.install.records.env_home import EnvHome
+from envferry.install.programs.integrations import read_integrations
 from envferry.install.remove import remove_named, remove_whole
 from envferry.install.verify import repair_installation, verify_installation
 from envferry.archive.reader import Archive, FileSource
@@ -33,12 +37,20 @@ CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.l
 deed, template, place, first, second = sys.argv[1], *map(Path, sys.argv[2:6])
 ids = sys.argv[6:8]
 home = EnvHome.of(place, "demo")
+old, moved = place.parent / "old", place.parent / "moved"
 
 def update():
     install(second, place, prefix=f"{place}/demo")
 
 def again():
     install(first, place, prefix=f"{place}/demo")
+
+def move():
+    install(first, place, prefix=f"{place}/demo", kernel_dir=moved, modulefile_dir=moved)
+
+def integrations():
+    """Return the kernel's folder and the modulefile; hidden are those that were being written."""
+    return {path for folder in (old, moved) for path in folder.glob("[!.]*")}
 
 def repair():
     found = verify_installation(home, None, quick=False, progress=Silent())
@@ -49,6 +61,7 @@ deeds = {
     "update": update,
     "again": again,
     "repair": repair,
+    "move": move,
     "rollback": lambda: roll_back(home, None),
     "remove": lambda: remove_named(home, ids[1], assume_unused=True),
     "remove all": lambda: remove_whole(home, assume_unused=True),
@@ -77,6 +90,10 @@ number, killed = 0, True
 while killed:
     number += 1
     shutil.copytree(template, place, symlinks=True)
+    if deed == "move":
+        install(second, place, prefix=f"{place}/demo", kernel_dir=old, modulefile_dir=old)
+        before = integrations()
+        assert len(before) == 2, before
     if deed in ("again", "repair"):
         (home.link / "lib/data").unlink()
     killed = run_until(number)
@@ -88,12 +105,15 @@ while killed:
             remove_named(home, "0" * 12)
         except PipelineError:
             pass
+        if deed == "move":
+            known = read_integrations(home)
+            assert {path.parent for path in integrations()} <= {Path(known.kernel_dir)}, number
         for item in home.installations():
             found = verify_installation(home, item.id, quick=False, progress=Silent())
             allowed = deed in ("again", "repair") and killed
             assert allowed or not found.differences, (number, found.differences)
     deeds["update"]()
-    known = {".lock", ".history"}
+    known = {".lock", ".history"} | ({".integrations"} if deed == "move" else set())
     known |= {f"{item.id}{end}" for item in home.installations() for end in ("", ".json", ".index")}
     notes = {f"{item.id}.seen" for item in home.installations()}  # one may be missing
     assert {path.name for path in home.directory.iterdir()} - notes == known, number
@@ -102,14 +122,24 @@ while killed:
     assert not found.differences, (number, found.differences)
     assert {path.name for path in place.iterdir()} == {".envferry", "demo"}, number
     shutil.rmtree(place)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(moved, ignore_errors=True)
 print(number)
 '''
 
 
-@pytest.mark.parametrize("deed", ["update", "again", "repair", "rollback", "remove", "remove all"])
+def archive_of(path: Path, version: bytes) -> str:
+    """Write an archive that may have a kernel; return its id."""
+    launcher = "lib/python3.12/site-packages/ipykernel_launcher.py"
+    contents = {"bin/tool": TOOL % version, "lib/data": os.urandom(100_000), launcher: b""}
+    return small_archive(path, contents).index.id
+
+
+@pytest.mark.parametrize(
+    "deed", ["update", "again", "repair", "move", "rollback", "remove", "remove all"]
+)
 def test_a_kill_at_every_operation(tmp_path: Path, envs: Path, deed: str) -> None:
-    first = manifest_of(tmp_path / "1.tar.zst", b"1").id
-    second = manifest_of(tmp_path / "2.tar.zst", b"2").id
+    first, second = (archive_of(tmp_path / f"{n}.tar.zst", b"%d" % n) for n in (1, 2))
     place = tmp_path / "place"
     if deed in ("rollback", "remove"):
         install(tmp_path / "2.tar.zst", envs, prefix=f"{place}/demo")

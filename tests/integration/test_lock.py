@@ -618,7 +618,7 @@ def test_a_url_in_the_pip_half_is_more_exact_than_a_name_in_condas(
     assert versions(lock)["numpy"] == "conda 2.2.6"
     assert "demo comes from the URL in the pip half" in caplog.text
     assert check_lock(read_spec(project.path)) == lock
-    for conda in ("demo=1.0", "needy"):
+    for conda in ("demo=1.0", f"{project.channel}::demo", "needy"):
         project.write(f"python=3.10, {conda}", f"{start}{public_git}")
         with pytest.raises(SpecError) as caught:
             project.lock()

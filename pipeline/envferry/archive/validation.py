@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from envferry.archive.links import LinkCheck
 from envferry.archive.members import FramePlan, Piece
 from envferry.archive.tar import END_OF_ARCHIVE, MAX_OCTAL_SIZE, header_size, padding
 from envferry.errors import IntegrityError
-from envferry.names import ID_PATTERN, NAME_PATTERN
+from envferry.names import ID_PATTERN, NAME_PATTERN, is_env_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +64,7 @@ def header_faults(index: Index) -> Iterator[str]:
         yield f"{index.name!r} for {index.platform!r} is not a valid name of an environment"
     if not ID_PATTERN.fullmatch(index.id):
         yield f"{index.id!r} is not a valid id"
-    if not is_sane_prefix(index.prefix):
+    if not is_env_prefix(index.prefix):
         yield f"{index.prefix!r} is not a valid prefix"
     # A tar header has eleven octal digits for the time as well.
     if not 0 <= index.mtime <= MAX_OCTAL_SIZE:
@@ -77,17 +76,6 @@ def header_faults(index: Index) -> Iterator[str]:
         end = package.first_file + package.files
     if end != len(index.files):
         yield "some files belong to no package"
-
-
-def is_sane_prefix(prefix: str) -> bool:
-    """Whether a path can be one that an environment lives at."""
-    is_printable = all(character >= " " for character in prefix)
-    return (
-        is_printable
-        and prefix != "/"
-        and posixpath.isabs(prefix)
-        and (posixpath.normpath(prefix) == prefix)
-    )
 
 
 def edit_faults(entry: FileEntry) -> Iterator[str]:

@@ -46,15 +46,12 @@ class VexStatement(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_about(self, package: AuditedPackage, environment: str) -> bool:
         """Whether a statement is about a package of an environment."""
-        for product in self.products:
-            if _names(product, package):
-                return True
-            found = PURL.match(product)
-            if found and found["type"] == "generic" and found["name"] == environment:
-                return not self.subcomponents or any(
-                    _names(one, package) for one in self.subcomponents
-                )
-        return False
+        if any(_names(product, package) for product in self.products):
+            return True
+        products = filter(None, map(PURL.match, self.products))
+        is_here = any((one["type"], one["name"]) == ("generic", environment) for one in products)
+        is_part = not self.subcomponents or any(_names(one, package) for one in self.subcomponents)
+        return is_here and is_part
 
 
 class _Named(msgspec.Struct):

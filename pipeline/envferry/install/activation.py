@@ -131,7 +131,7 @@ def flip(home: EnvHome, id_: str) -> None:
 
 def name_aside(home: EnvHome) -> Path | None:
     """Return what to call that which stands at `envs/NAME` and is not ours; None if it is free."""
-    if home.has_link or (not home.link.exists() and not home.link.is_symlink()):
+    if not home.is_taken:
         return None
     number = 1
     # `exists` is false for a link that leads nowhere, which is in the way all the same.
@@ -159,7 +159,7 @@ def roll_back(
             raise NotFound(msg, hint=hint)
         installation = home.installation(wanted)
         # A rollback moves nothing aside, unlike an install with --replace.
-        if home.current_id() is None and home.link.exists():
+        if home.is_taken:
             message = f"{home.link} exists but was not made by envferry: left untouched"
             raise TargetOccupied(message, hint="move it aside first")
         if not dry_run:

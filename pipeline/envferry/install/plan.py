@@ -202,9 +202,7 @@ def check_target(home: EnvHome, installation: Installation, *, replace: bool) ->
     if HOME in home.envs_dir.resolve().parts:
         message = f"{home.envs_dir} is inside an installed environment"
         raise TargetOccupied(message, hint="name another place with --envs-dir")
-    # `exists` is false for a link that leads nowhere, which is in the way all the same.
-    is_taken = home.link.exists() or home.link.is_symlink()
-    if is_taken and not home.has_link and not replace:
+    if home.is_taken and not replace:
         what = "a link elsewhere" if home.link.is_symlink() else "not ours"
         msg = f"{home.link} exists and is {what}: left untouched"
         raise TargetOccupied(

@@ -85,10 +85,10 @@ def _without(half: Spec, name: str) -> Spec:
 
     def adds_no_bound(line: str) -> bool:
         parsed = parse_conda_line(line)
-        # `name=*` bounds nothing. A version, build, key or URL is a decision of the author: the
-        # line stays, and the contradiction is reported.
+        # `name=*` bounds nothing. A version, build, channel, key or URL is a decision of the
+        # author: the line stays, and the contradiction is reported.
         if parsed is None or any(
-            (parsed.version.strip("=*"), parsed.build, parsed.keys, parsed.url)
+            (parsed.version.strip("=*"), parsed.build, parsed.channel, parsed.keys, parsed.url)
         ):
             return False
         return name in {str(canonicalize_name(item)) for item in pypi_names(parsed.name)}

@@ -435,6 +435,14 @@ class TestLogins:
         with pytest.raises(SpecError, match="is not a file of registry logins"):
             find_login("host", "x")
 
+    def test_a_file_that_is_too_large(self, file: Path) -> None:
+        login = json.dumps({"auths": {"host": {"auth": "bWU6YTpi"}}})
+        file.write_text(login.ljust(1 << 20))
+        assert find_login("host", "x") is not None
+        file.write_text(login.ljust((1 << 20) + 1))
+        with pytest.raises(SpecError, match=r"cannot read .*: it has more than 1,048,576 bytes"):
+            find_login("host", "x")
+
     @pytest.mark.parametrize("auth", ["bm9jb2xvbg==", "not base64!", "/////w=="])
     def test_an_entry_that_is_none(self, file: Path, auth: str) -> None:
         file.write_text(json.dumps({"auths": {"host": {"auth": auth}}}))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from envferry.base.env_variables import UNSET, read_variables
 from envferry.base.files import make_folders, remove_tree, write_bytes
@@ -40,6 +41,8 @@ class Integrations(msgspec.Struct, frozen=True, kw_only=True):
 
     kernel_dir: str | None = None
     modulefile_dir: str | None = None
+    former: tuple[str, ...] = ()
+    """Files of former places that are still to be removed."""
     schema: int = 1
 
 
@@ -89,13 +92,31 @@ def _chosen(told: Path | None, now: str | None) -> str | None:
 def change_integrations(home: EnvHome, wanted: Integrations) -> None:
     """Set an environment's integrations; the caller holds its lock."""
     before = read_integrations(home)
-    if before != wanted:
-        write_bytes(home.integrations, to_json(wanted))
-    stays = set(_paths(home, wanted))
-    for path in _paths(home, before):
-        if path not in stays:
-            _remove(home, path)
+    stays = _paths(home, wanted)
+    former = (path for path in _paths(home, before) if path not in stays)
+    # With what is to go: a command that is killed now leaves the rest to the next one.
+    noted = replace(wanted, former=tuple(map(str, former)))
+    if before != noted:
+        write_bytes(home.integrations, to_json(noted))
+    remove_former(home)
     refresh_integrations(home)
+
+
+def remove_former(home: EnvHome) -> None:
+    """Remove the files of places where an environment's integrations no longer are."""
+    try:
+        known = read_integrations(home)
+    except PipelineError as error:
+        log.debug("skipped: %s", error)  # who reads it says so
+        return
+    if not known.former:
+        return
+    for path in map(Path, known.former):
+        _remove(home, path)
+    # What could not be removed was said; it is tried again as long as it is there.
+    left = tuple(path for path in known.former if _is_ours(home, Path(path)))
+    if left != known.former:
+        write_bytes(home.integrations, to_json(replace(known, former=left)))
 
 
 def refresh_integrations(home: EnvHome) -> None:
@@ -215,7 +236,7 @@ def mark(home: EnvHome) -> dict[str, str]:
 def _paths(home: EnvHome, known: Integrations) -> list[Path]:
     kernel = [kernel_path(home, known.kernel_dir)] if known.kernel_dir else []
     module = [modulefile_path(home, known.modulefile_dir)] if known.modulefile_dir else []
-    return kernel + module
+    return kernel + module + [Path(path) for path in known.former]
 
 
 def _is_taken(home: EnvHome, path: Path) -> bool:
@@ -250,7 +271,9 @@ def _write(home: EnvHome, path: Path, data: bytes) -> None:
 
 
 def _remove(home: EnvHome, path: Path) -> None:
-    if not _is_ours(home, path):
+    # A folder that was removed in part has no file left to tell whose it is.
+    is_empty = path.name == KERNEL_FILE and path.parent.is_dir() and not any(path.parent.iterdir())
+    if not is_empty and not _is_ours(home, path):
         return
     try:
         if path.name == KERNEL_FILE:

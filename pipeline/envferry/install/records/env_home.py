@@ -180,6 +180,12 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
         # Compared as it is written: `point_at` makes relative links of this form.
         return self.link.is_symlink() and self.link.readlink().parent == Path(HOME, self.name)
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether something stands at `envs/NAME` that is not ours."""
+        # `exists` is false for a link that leads nowhere, which is in the way all the same.
+        return not self.has_link and (self.link.is_symlink() or self.link.exists())
+
     def linked_id(self) -> str | None:
         """Return the id that our link names, installed or not; None without such a link."""
         return self.link.readlink().name if self.has_link else None

@@ -1,8 +1,10 @@
 """The `# [linux]` comments by which a spec keeps a line for some platforms only.
 
-The names are those that conda-lock knows (its src_parser/selectors.py), which had them from
-conda-build; `not`, `and`, `or` and brackets join them as conda-build does. conda itself takes every
-comment for a comment, and so do we where one holds no such names: `# see [1]`.
+The names and what joins them (`not`, `and`, `or`, brackets) are conda-build's:
+https://docs.conda.io/projects/conda-build/en/latest/resources/define-metadata.html#preprocessing-selectors.
+conda-lock by itself (its src_parser/selectors.py, 4.0.3) knows single names alone, without
+`x86_64`, and leaves out a line with anything else. conda takes every comment for a comment, and
+so do we where one holds no such names: `# see [1]`.
 """
 
 from __future__ import annotations

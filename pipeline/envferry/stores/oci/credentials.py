@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from envferry.base.inputs import read_input
 from envferry.base.json import decode_json
 from envferry.base.secret import Secret
 from envferry.config import child_environ, registry_login_paths
@@ -80,10 +81,7 @@ def find_login(host: str, repository: str) -> Login | None:
 
 def _read(path: Path) -> _File:
     try:
-        with path.open("rb") as stream:
-            # What is longer is cut, and then is not JSON.
-            data = stream.read(MOST_BYTES)
-        return decode_json(data, _File)
+        return decode_json(read_input(path, MOST_BYTES), _File)
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise SpecError(message, hint="it holds the logins of registries") from error
