@@ -18,6 +18,12 @@ from envferry.cli.main import run
 from envferry.errors import UsageError
 from envferry.index import RegistryIndex, digest_rows
 from envferry.index.digest_queries import count_unread_locks, parse_digest
+from envferry.index.digest_rows import (
+    LockDigests,
+    forget_digests,
+    unread_locks,
+    write_named_digests,
+)
 from envferry.index.file_rows import _is_alike
 from envferry.models import Artifact
 from envferry.progress import Silent
@@ -26,6 +32,8 @@ from tests.support.artifacts import installable_artifact
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from envferry.index.database import Connection
 
 WHEEL, MD5, SHA256 = b"a wheel".hex().ljust(64, "a"), "0123456789" * 3 + "01", "5" * 64
 COMMIT = "c0ffee" * 6 + "c0ff"
@@ -199,9 +207,40 @@ def test_an_index_of_digests_that_is_full_says_so(
     monkeypatch.setattr(digest_rows, "MOST_NAMED", 2)
     site.add("one", {"lib/a": b"a"})
     assert run(["find", "--hash", SHA256]) == 7
-    assert digest_rows.TOO_MANY in site.capsys.readouterr().err
+    full = "the index of digests is full: it has 2"
+    assert full in site.capsys.readouterr().err
     index = RegistryIndex.open(site.registry, site.home / "cache")
-    assert index.ask(count_unread_locks()) == {digest_rows.TOO_MANY: 1}
+    assert index.ask(count_unread_locks()) == {full: 1}
+    assert index.ask(unread_locks) == []
+    monkeypatch.setattr(digest_rows, "MOST_NAMED", 1000)
+    assert len(index.ask(unread_locks)) == 1, "another limit may have room for it"
+    index.close()
+    assert site.find("--hash", SHA256) == [("download", "", "zlib", "one")]
+
+
+def test_what_finds_no_room_takes_none_and_is_read_when_there_is_some(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The large one comes first in its batch, the small one fits all the same."""
+    site.add("one", {"lib/a": b"a"})
+    index = RegistryIndex.open(site.registry, site.home / "cache")
+    index.refresh()
+    monkeypatch.setattr(digest_rows, "MOST_NAMED", 2)
+    [(lock,)] = index.ask(
+        lambda connection: connection.execute("SELECT lock FROM artifacts").fetchall()
+    )
+    large = LockDigests(lock=lock, digests=frozenset((b"a", b"b", b"c")))
+    small = LockDigests(lock="s", digests=frozenset((b"d", b"e")))
+
+    def problems(connection: Connection) -> dict[str, str | None]:
+        return dict(connection.execute("SELECT digest, problem FROM locks").fetchall())
+
+    index.database.write(lambda connection: write_named_digests(connection, (large, small)))
+    full = "the index of digests is full: it has 2"
+    assert index.ask(problems) == {large.lock: full, small.lock: None}
+    # No artifact has the small one, so it goes.
+    index.database.write(forget_digests)
+    assert index.ask(problems) == {}
     index.close()
 
 

@@ -18,7 +18,7 @@ from envferry.index.file_queries import (
     find_files,
     module_patterns,
 )
-from envferry.index.file_rows import FileList, file_lists, write_files
+from envferry.index.file_rows import FileList, file_lists, unread_files, write_files
 from envferry.index.queries import Filter
 from envferry.models import PackageFacts
 from envferry.pack.spdx import license_names
@@ -120,12 +120,21 @@ def test_what_artifacts_share_is_kept_once_and_goes_with_the_last(shelf: Shelf) 
 def test_an_index_that_is_full_says_what_it_does_not_search(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    limit = file_rows.MOST_PLACED
     monkeypatch.setattr(file_rows, "MOST_PLACED", 3)
-    shelf.add(Made(name="one"), CUDNN)
-    shelf.add(Made(name="two", seed=2), YAML)
-    assert shelf.index.ask(count_unsearched()) == {file_rows.TOO_MANY: 1}
+    first = shelf.add(Made(name="one"), CUDNN)
+    second = shelf.add(Made(name="two", seed=2), YAML)
+    assert shelf.index.ask(count_unsearched()) == {"the index of files is full: it has 3": 1}
     assert shelf.find("libcudnn.so.9")
     assert shelf.find("_yaml*") == []
+    assert shelf.index.ask(unread_files) == []
+    # Another limit, or what goes, may make room.
+    monkeypatch.setattr(file_rows, "MOST_PLACED", limit)
+    assert shelf.index.ask(unread_files) == [second]
+    monkeypatch.setattr(file_rows, "MOST_PLACED", 3)
+    shutil.rmtree(shelf.home / "registry/v1/envs" / "/".join(first))
+    shelf.index.refresh(fully=True)
+    assert shelf.index.ask(unread_files) == [second]
 
 
 def test_a_pattern_that_fits_everything_is_refused(shelf: Shelf) -> None:

@@ -26,6 +26,10 @@ def test_a_policy_stops_a_release(tmp_path: Path) -> None:
     assert (
         "libone" in runner.run("release", "one", "--audit", strict, "--dry-run", expect=12).stderr
     )
+    for preview in ("--plan", "--dry-run"):
+        # As much as it has to be told: the database is read once.
+        said = runner.run("release", "one", "--audit", "any", preview)
+        assert said.stderr.count("advisories as of ") == 1
     (done,) = json.loads(runner.run("release", "one", "--audit", "any", "--json").stdout)
     assert done["outcome"] == "released"
     # What is in the registry gets no other tag either.

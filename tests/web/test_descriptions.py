@@ -13,10 +13,12 @@ from starlette.testclient import TestClient
 
 from envferry.audit.artifact_audit import Audit
 from envferry.audit.audit_policy import load_policy
+from envferry.errors import NotFound
 from envferry.index import RegistryIndex
 from envferry.index.queries import Entry
 from envferry.models import PackageFacts
 from envferry.registry import Registry
+from envferry.web import site as site_module
 from envferry.web.app import make_app
 from envferry.web.markdown import LONGEST, render_markdown
 from envferry.web.site import RegistryView
@@ -87,8 +89,8 @@ def test_long_and_deep_markdown_ends() -> None:
 class Shop:
     """A registry of one environment in three versions, and its pages."""
 
-    def __init__(self, home: Path, client: TestClient, ids: list[str]) -> None:
-        self.home, self.client, self.ids = home, client, ids
+    def __init__(self, home: Path, client: TestClient, ids: list[str], site: RegistryView) -> None:
+        self.home, self.client, self.ids, self.site = home, client, ids, site
 
     def get(self, path: str) -> str:
         answer = self.client.get(path)
@@ -123,7 +125,7 @@ def shop(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
     site = RegistryView(index, None, audit if request.param else None, "https://envs.example/r")
     site.refresh()
     with TestClient(make_app(site), base_url="http://127.0.0.1") as client:
-        yield Shop(tmp_path, client, ids)
+        yield Shop(tmp_path, client, ids, site)
     site.wait()
     index.close()
 
@@ -161,6 +163,22 @@ def test_changes_of_all_versions(shop: Shop, request: pytest.FixtureRequest) -> 
     old, new = (f"demo/{PLATFORM}/{id_}" for id_ in shop.ids[:2])
     assert ("1 known vulnerability gone" in shop.get(f"/diff/?old={old}&new={new}")) is audited
     assert shop.client.get("/envs/none/changes/").status_code == 404
+
+
+@pytest.mark.parametrize("shop", [True], indirect=True)
+def test_what_is_looked_at_most_is_remembered(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site_module, "REMEMBERED", 2)
+    first, second, third = (shop.site.entry("demo", PLATFORM, id_) for id_ in shop.ids)
+    for entry in (first, second, first, third):
+        assert shop.site.vulnerabilities(entry) is not None
+        shop.site.contents(entry)
+    shutil.rmtree(shop.home / f"registry/v1/envs/demo/{PLATFORM}")
+    for entry in (first, third):
+        assert shop.site.vulnerabilities(entry) is not None
+        shop.site.contents(entry)
+    for ask in (shop.site.vulnerabilities, shop.site.contents):
+        with pytest.raises(NotFound):
+            ask(second)
 
 
 def test_versions_that_were_removed_since_are_no_versions(shop: Shop) -> None:

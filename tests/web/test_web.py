@@ -426,10 +426,16 @@ def test_pages_are_asked_for_again_cheaply(pages: Pages) -> None:
     pages.publish(Made(seed=9), "nightly")
     changed = pages.client.get("/envs/demo/", headers={"If-None-Match": first.headers["etag"]})
     assert changed.status_code == 200
-    style = re.search(r'href="(\S+/style\.css\?\w+)"', first.text)
-    assert style
-    address = urljoin("/envs/demo/", style[1])
-    assert "immutable" in pages.get(address).headers["cache-control"]
+    for name in ("style.css", "favicon.svg"):
+        found = re.search(rf'href="(\S+/{re.escape(name)}\?\w+)"', first.text)
+        assert found
+        address = urljoin("/envs/demo/", found[1])
+        assert "immutable" in pages.get(address).headers["cache-control"]
+        # Of another release, or without its hash: what it is may change.
+        for other in (address.partition("?")[0], f"{address[:-1]}x"):
+            answer = pages.get(other)
+            assert answer.headers["cache-control"] == "no-cache"
+            assert answer.content == pages.get(address).content
 
 
 def test_hostile_texts_stay_texts(pages: Pages) -> None:

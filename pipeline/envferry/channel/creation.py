@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from envferry.base.files import exclusive_lock
 from envferry.base.json import convert
+from envferry.build.cache_locks import cache_lock
 from envferry.channel.conda_package import CondaPackage, write_conda_package
 from envferry.channel.interpreter import Interpreter, find_interpreter, running_interpreter
 from envferry.channel.interpreter_staging import python_abi_package, stage_interpreter
@@ -82,22 +83,24 @@ def create_channel(
     # channel.
     wheels, requirements = _sort_arguments(request.arguments)
     _require_fitting(wheels, interpreters)
-    closures = _resolve(interpreters, wheels, requirements, cache=cache, progress=progress)
-    channel = _Channel(directory=request.directory, timestamp=request.source_date_epoch)
-    request.directory.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(request.directory / ".lock", f"the channel {request.directory}"):
-        for interpreter in interpreters:
-            with progress.task(f"Packing python {interpreter.version}") as advance:
-                channel.add_interpreter(interpreter, advance)
-        chosen = [(wheel, closure) for closure in closures for wheel in closure.wheels.values()]
-        total_bytes = sum(wheel.path.stat().st_size for wheel, _ in chosen)
-        with progress.task(f"Packing {len(chosen)} wheels", total_bytes) as advance:
-            for wheel, closure in chosen:
-                channel.add_wheel(wheel, closure)
-                advance(wheel.path.stat().st_size)
-        # Under the lock, too: an index written beside another writer would lack that writer's
-        # packages.
-        index_channel(request.directory)
+    # Held as long as downloads are read: a prune meanwhile would remove them.
+    with cache_lock(cache.root, shared=True) if requirements else nullcontext():
+        closures = _resolve(interpreters, wheels, requirements, cache=cache, progress=progress)
+        channel = _Channel(directory=request.directory, timestamp=request.source_date_epoch)
+        request.directory.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(request.directory / ".lock", f"the channel {request.directory}"):
+            for interpreter in interpreters:
+                with progress.task(f"Packing python {interpreter.version}") as advance:
+                    channel.add_interpreter(interpreter, advance)
+            chosen = [(wheel, closure) for closure in closures for wheel in closure.wheels.values()]
+            total_bytes = sum(wheel.path.stat().st_size for wheel, _ in chosen)
+            with progress.task(f"Packing {len(chosen)} wheels", total_bytes) as advance:
+                for wheel, closure in chosen:
+                    channel.add_wheel(wheel, closure)
+                    advance(wheel.path.stat().st_size)
+            # Under the lock, too: an index written beside another writer would lack that writer's
+            # packages.
+            index_channel(request.directory)
     return ChannelSummary(
         directory=request.directory,
         platform=current_platform(),

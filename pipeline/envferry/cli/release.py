@@ -98,10 +98,10 @@ def release(console: Console, options: ReleaseOptions) -> None:
     target, gate = options.open_registry(), options.gate(console)
     outcomes = outcomes_of(specs, options)
     if options.plan:
-        plan_only(console, outcomes, target, options)
+        plan_only(Release(console, target, options, gate), outcomes)
         return
     if options.dry_run:
-        preview_release(console, outcomes, target, options)
+        preview_release(Release(console, target, options, gate), outcomes)
         return
     try:
         check_all(outcomes, options.tags, gate)
@@ -119,26 +119,24 @@ def release(console: Console, options: ReleaseOptions) -> None:
     raise_first(outcomes)
 
 
-def plan_only(
-    console: Console, outcomes: Sequence[Outcome], target: Registry, options: ReleaseOptions
-) -> None:
+def plan_only(release: Release, outcomes: Sequence[Outcome]) -> None:
     """Print what a release will take; raise what is wrong with a lock."""
-    check_all(outcomes, options.tags, options.gate(console))
+    options = release.options
+    check_all(outcomes, options.tags, release.gate)
     facts, lines = plan_releases(
-        outcomes, target, options, have=options.have, rebuild=options.rebuild
+        outcomes, release.target, options, have=options.have, rebuild=options.rebuild
     )
-    console.preview(facts, lambda: lines)
+    release.console.preview(facts, lambda: lines)
     raise_first(outcomes)
 
 
-def preview_release(
-    console: Console, outcomes: Sequence[Outcome], target: Registry, options: ReleaseOptions
-) -> None:
+def preview_release(release: Release, outcomes: Sequence[Outcome]) -> None:
     """Print what a release would build, and what it would only tag; raise what it would."""
     from envferry.registry.push import check_tags
     from envferry.registry.release_lookup import find_released
 
-    check_all(outcomes, options.tags, options.gate(console))
+    console, target, options = release.console, release.target, release.options
+    check_all(outcomes, options.tags, release.gate)
     tags = check_tags(options.tags)
     facts: list[dict[str, object]] = []
     lines: list[str] = []

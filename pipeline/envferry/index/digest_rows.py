@@ -23,7 +23,6 @@ DIGEST = re.compile(rb"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?
 """SHA-256, a commit, and MD5, as locks name downloads."""
 MOST_NAMED = 20_000_000
 """Digests of different locks that the index keeps: 10 bytes each, and 50 for each different one."""
-TOO_MANY = "the index of digests is full"
 
 
 class LockDigests(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +62,7 @@ def unread_locks(connection: Connection) -> list[tuple[Place, str]]:
         "(SELECT digest FROM locks WHERE problem IS NULL OR problem = ?) "
         "GROUP BY lock ORDER BY max(published) DESC",
         # What found no room is not read again at each question.
-        (TOO_MANY,),
+        (fullness(),),
     )
     return [((row[0], row[1], row[2]), row[3]) for row in rows]
 
@@ -89,8 +88,7 @@ def write_named_digests(connection: Connection, found: Iterable[LockDigests]) ->
     """Write the digests of locks, or why there are none."""
     (room,) = connection.execute("SELECT ? - count(*) FROM named", (MOST_NAMED,)).fetchone()
     for one in found:
-        room -= len(one.digests)
-        problem = one.problem or (TOO_MANY if room < 0 else "")
+        problem = one.problem or (fullness() if len(one.digests) > room else "")
         connection.execute(
             "INSERT INTO locks (digest, problem) VALUES (?, ?) "
             "ON CONFLICT (digest) DO UPDATE SET problem = excluded.problem",
@@ -98,6 +96,7 @@ def write_named_digests(connection: Connection, found: Iterable[LockDigests]) ->
         )
         if problem:
             continue
+        room -= len(one.digests)
         digests = [(digest,) for digest in one.digests]
         connection.executemany("INSERT OR IGNORE INTO named_digests (digest) VALUES (?)", digests)
         connection.executemany(
@@ -105,6 +104,11 @@ def write_named_digests(connection: Connection, found: Iterable[LockDigests]) ->
             "FROM named_digests, locks WHERE named_digests.digest = ? AND locks.digest = ?",
             ((digest, one.lock) for (digest,) in digests),
         )
+
+
+def fullness() -> str:
+    """Return why a lock was not taken in; with the limit: under another one it is read again."""
+    return f"the index of digests is full: it has {MOST_NAMED:,}"
 
 
 def forget_digests(connection: Connection) -> None:
@@ -119,6 +123,8 @@ def forget_digests(connection: Connection) -> None:
         connection.execute(
             "DELETE FROM named_digests WHERE number NOT IN (SELECT digest FROM named)"
         )
+        # There is room now: what found none is read again.
+        connection.execute("DELETE FROM locks WHERE problem = ?", (fullness(),))
 
 
 def _raw(text: str) -> bytes:

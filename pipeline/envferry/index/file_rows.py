@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 MOST_PLACED = 100_000_000
 """Files of different lists that the index keeps: 6 to 15 GB, by how much their
 names differ. Artifacts that bring more are named."""
-TOO_MANY = "the index of files is full"
 DIGEST_BYTES = 16
 
 
@@ -79,7 +78,7 @@ def unread_files(connection: Connection) -> list[Place]:
         "(SELECT artifact FROM filed WHERE problem IS NULL OR problem = ?) "
         "ORDER BY published DESC",
         # What found no room is not read again at each question.
-        (TOO_MANY,),
+        (fullness(),),
     )
     return [(row[0], row[1], row[2]) for row in rows]
 
@@ -100,10 +99,15 @@ def write_files(
         if number is None:
             # What fits stays and is found; the artifact is named as one
             # that is not searched in full.
-            problem = TOO_MANY
+            problem = fullness()
             break
         connection.execute("INSERT OR IGNORE INTO listed VALUES (?, ?)", (number, row[0]))
     connection.execute("INSERT OR REPLACE INTO filed VALUES (?, ?)", (row[0], problem or None))
+
+
+def fullness() -> str:
+    """Return why files were not taken in; with the limit: under another one they are read again."""
+    return f"the index of files is full: it has {MOST_PLACED:,}"
 
 
 def forget_files(connection: Connection) -> None:
@@ -115,6 +119,8 @@ def forget_files(connection: Connection) -> None:
     ).rowcount
     # Only then: these statements read whole tables, of up to 100 million rows.
     if gone:
+        # There is room now: what found none is read again.
+        connection.execute("DELETE FROM filed WHERE problem = ?", (fullness(),))
         for table in ("placed", "held"):
             connection.execute(
                 f"DELETE FROM {table} WHERE list NOT IN (SELECT number FROM file_lists)"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
+from envferry.build.cache_locks import cache_lock
 from envferry.build.inside import compile_bytecode
 from envferry.channel.conda_package import CondaPackage
 from envferry.channel.elf import HOST_LIBRARIES, glibc_floor, is_elf
@@ -83,9 +84,10 @@ def build_tool_tree(
     with progress.task(f"collect the interpreter {interpreter}"):
         python = add_interpreter(interpreter, platform, directory)
     packages = resolve_tool(python.minor, platform)
-    wheels = cache.fetch_all(list(packages), progress=progress)
-    with progress.task(f"collect envferry and {len(packages)} packages"):
+    with cache_lock(cache.root, shared=True):
+        wheels = cache.fetch_all(list(packages), progress=progress)
         add_wheels(wheels.values(), python, directory)
+    with progress.task(f"collect envferry and {len(packages)} packages"):
         binaries = sorted(_binaries(directory))
         # All of them: a wheel or a library of another machine would fail only when it is imported.
         _require_platform(binaries, platform)

@@ -13,6 +13,7 @@ import msgspec
 import envferry
 from envferry.base.files import write_bytes
 from envferry.base.sha256 import sha256_hex, sha256_record
+from envferry.build.cache_locks import cache_lock
 from envferry.errors import SpecError
 from envferry.lock.pip.pip_half import resolve_pip
 from envferry.lock.pip.pip_request import PipRequest
@@ -75,9 +76,10 @@ def write_tool(
     # One pip for all: the newest that still runs on the oldest of these pythons.
     (pip,) = resolve_pip(_request(("pip",), min(request.pythons, key=_version), request.platform))
     packages = {one.url: one for some in resolved.values() for one in some} | {pip.url: pip}
-    found = cache.fetch_all(list(packages.values()), progress=progress)
     files = {f"wheels/{name}": data for name, data in [ours]}
-    files |= {f"wheels/{path.name}": path.read_bytes() for path in found.values()}
+    with cache_lock(cache.root, shared=True):
+        found = cache.fetch_all(list(packages.values()), progress=progress)
+        files |= {f"wheels/{path.name}": path.read_bytes() for path in found.values()}
     for python, some in resolved.items():
         lines = [f"{NAME}=={envferry.__version__} --hash=sha256:{sha256_hex(ours[1])}"]
         lines += [f"{one.name}=={one.version} --hash=sha256:{one.sha256}" for one in some]

@@ -105,6 +105,7 @@ class Pages:
             site=site,
             release=__version__,
             style=xxhash.xxh3_64_hexdigest(self.style),
+            icon=xxhash.xxh3_64_hexdigest(self.icon),
         )
         # All of them now, before there are threads: compiling parses numbers by `ast.parse`, which
         # raises SystemError in CPython 3.11 when two threads are in it at once.
@@ -212,12 +213,11 @@ class Pages:
 
     def favicon(self, request: Request) -> Response:
         """Answer with the icon."""
-        return Response(self.icon, media_type="image/svg+xml", headers={"Cache-Control": FOR_EVER})
+        return _kept(request, self.icon, "image/svg+xml")
 
     def stylesheet(self, request: Request) -> Response:
-        """Answer with the style sheet; its address holds its hash."""
-        answer = Response(self.style, media_type="text/css", headers={"Cache-Control": FOR_EVER})
-        return _compressed(request, answer)
+        """Answer with the style sheet."""
+        return _kept(request, self.style, "text/css")
 
     def refuse(self, request: Request, error: Exception) -> Response:
         """Answer with an error, as the page or the JSON that was asked for."""
@@ -326,6 +326,14 @@ def _pictures(page: object) -> dict[str, Any]:
         }
         for name, (width, height) in PICTURES.items()
     }
+
+
+def _kept(request: Request, body: bytes, media_type: str) -> Response:
+    """Answer with a body that stays for ever under an address that holds its hash."""
+    if request.url.query != xxhash.xxh3_64_hexdigest(body):
+        return _revalidated(request, body, media_type)
+    headers = {"Cache-Control": FOR_EVER}
+    return _compressed(request, Response(body, headers=headers, media_type=media_type))
 
 
 def _revalidated(request: Request, body: bytes, media_type: str) -> Response:

@@ -167,6 +167,7 @@ class RegistryView:
         )
         with self._lock:
             self._contents[place] = (time.monotonic(), contents)
+            self._contents.move_to_end(place)
             while len(self._contents) > REMEMBERED:
                 self._contents.popitem(last=False)
         return contents
@@ -226,16 +227,19 @@ class RegistryView:
         if self.audit is None:
             return None
         place, now = (entry.name, entry.platform, entry.id), time.monotonic()
-        since, found = self._vulnerabilities.get(place, (0.0, None))
-        if found is not None and now - since < STALE_SECONDS:
-            return found
-        found = {}
+        with self._lock:
+            since, known = self._vulnerabilities.get(place, (0.0, None))
+            if known is not None and now - since < STALE_SECONDS:
+                self._vulnerabilities.move_to_end(place)
+                return known
+        found: dict[str, str] = {}
         for package in self.audited(entry).packages:
             for one in package.vulnerabilities:
                 if one.silenced is None:
                     found.setdefault(one.id, f"{package.name} {package.version}")
         with self._lock:
-            while len(self._vulnerabilities) >= REMEMBERED:
-                self._vulnerabilities.popitem(last=False)
             self._vulnerabilities[place] = (now, found)
+            self._vulnerabilities.move_to_end(place)
+            while len(self._vulnerabilities) > REMEMBERED:
+                self._vulnerabilities.popitem(last=False)
         return found
