@@ -34,7 +34,8 @@ def crc32(body: bytes) -> str:
 
 def md5(body: bytes) -> str:
     """Return the MD5 in base64, as `Content-MD5` has it."""
-    digest = Hash(MD5())  # noqa: S303  (against accidents; what an archive is, BLAKE3 says)
+    # Against accidents on the way; what an archive is, its BLAKE3 says.
+    digest = Hash(MD5())
     digest.update(body)
     return base64.b64encode(digest.finalize()).decode()
 
