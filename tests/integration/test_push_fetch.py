@@ -107,29 +107,29 @@ class WatchedStore:
         return
 
     @property
-    def sends_in_order(self) -> bool:
+    def compares_while_sending(self) -> bool:
         """Pass on."""
-        return self.store.sends_in_order
+        return self.store.compares_while_sending
 
     def create(self, key: str, data: bytes) -> None:
         """Pass on."""
         self.store.create(key, data)
 
     def create_from_file(
+        self, key: str, path: Path, advance: Callable[[int], None] = ignore
+    ) -> None:
+        """Pass on."""
+        self.store.create_from_file(key, path, advance)
+
+    def receive(
         self,
         key: str,
-        path: Path,
+        incoming: ContentSource,
         advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Pass on."""
-        self.store.create_from_file(key, path, advance, known)
-
-    def receive(
-        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
-    ) -> None:
-        """Pass on."""
-        self.store.receive(key, incoming, advance)
+        self.store.receive(key, incoming, advance, known)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Pass on."""

@@ -27,6 +27,7 @@ from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prun
 from envferry.registry.push import push_artifact
 from envferry.stores.opening import open_store
 from envferry.stores.port import KnownRange
+from envferry.stores.receive import incoming_of_file
 from envferry.stores.s3.multipart import (
     LARGEST_PART,
     LEAST_PART,
@@ -213,7 +214,8 @@ def test_what_is_known_is_copied_in_the_store(
         )
         plan.sent.clear()
         done: list[int] = []
-        store.create_from_file("a/new", new, done.append, known)
+        with incoming_of_file(new) as incoming:
+            store.receive("a/new", incoming, done.append, known)
         assert plan.sent_bytes < 11 << 20
         assert sum(done) == new.stat().st_size
         assert store.read("a/new") == new.read_bytes()

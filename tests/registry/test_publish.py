@@ -41,21 +41,21 @@ class RecordingStore(DirectoryStore, frozen=True):
         self._note(key)
 
     def create_from_file(
+        self, key: str, path: Path, advance: Callable[[int], None] = ignore
+    ) -> None:
+        """Write a value, and note it."""
+        DirectoryStore.create_from_file(self, key, path, advance)
+        self._note(key)
+
+    def receive(
         self,
         key: str,
-        path: Path,
+        incoming: ContentSource,
         advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Write a value, and note it."""
-        DirectoryStore.create_from_file(self, key, path, advance, known)
-        self._note(key)
-
-    def receive(
-        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
-    ) -> None:
-        """Write a value, and note it."""
-        DirectoryStore.receive(self, key, incoming, advance)
+        DirectoryStore.receive(self, key, incoming, advance, known)
         self._note(key)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:

@@ -234,11 +234,11 @@ def _place_archive(
             if isinstance(source.archive, ContentSource):
                 store.receive(key, source.archive, advance)
             elif compares_while_sending(target):
-                with _file_source(source.archive, key, manifest) as incoming:
-                    store.receive(key, incoming, advance)
-            else:
                 known = _known(target, source.archive, manifest)
-                store.create_from_file(key, source.archive, advance, known)
+                with _file_source(source.archive, manifest) as incoming:
+                    store.receive(key, incoming, advance, known)
+            else:
+                store.create_from_file(key, source.archive, advance)
         except KeyTaken:
             # Or by us, with the answer lost. Either way it is compared below, not believed.
             log.info("%s was written by another process meanwhile", key)
@@ -256,17 +256,15 @@ def _place_archive(
 
 def compares_while_sending(target: Registry) -> bool:
     """Whether a new archive is compared with its manifest on its way, and not read before."""
-    return target.store.sends_in_order
+    return target.store.compares_while_sending
 
 
 @contextmanager
-def _file_source(path: Path, key: str, manifest: Manifest) -> Iterator[ContentSource]:
+def _file_source(path: Path, manifest: Manifest) -> Iterator[ContentSource]:
     """Yield a file that becomes a value only if its digests are the manifest's."""
     facts = manifest.archive
-    with incoming_of_file(path, key, (facts.xxh128, facts.blake3)) as incoming:
-        # Beside the file: the next push of it finds there how far an interrupted upload got.
-        journal = path.with_name(f".{path.name}.upload")
-        yield replace(incoming, journal=journal, tar_sha256=facts.tar_sha256)
+    with incoming_of_file(path, (facts.xxh128, facts.blake3)) as incoming:
+        yield replace(incoming, tar_sha256=facts.tar_sha256)
 
 
 def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange, ...]:

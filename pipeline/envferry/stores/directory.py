@@ -66,8 +66,8 @@ NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 class DirectoryStore(msgspec.Struct, frozen=True):
     """A `Store` in a directory; the first write makes it."""
 
-    sends_in_order: ClassVar[bool] = False
-    """Parts of a file are copied by the kernel."""
+    compares_while_sending: ClassVar[bool] = False
+    """`receive` holds a lock: of two pushes of one archive, the second would fail."""
     images: ClassVar[None] = None
     """It keeps values, not images."""
     part_bytes: ClassVar[None] = None
@@ -143,18 +143,18 @@ class DirectoryStore(msgspec.Struct, frozen=True):
             self._create(key, BytesIO(data), ignore)
 
     def create_from_file(
-        self,
-        key: str,
-        path: Path,
-        advance: Callable[[int], None] = ignore,
-        known: Sequence[KnownRange] = (),
+        self, key: str, path: Path, advance: Callable[[int], None] = ignore
     ) -> None:
-        """Copy to a temporary name beside the file; a directory makes no use of what is known."""
+        """Copy to a temporary name beside the file."""
         with self._explained(key), path.open("rb") as source:
             self._create(key, source, advance)
 
     def receive(
-        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
+        self,
+        key: str,
+        incoming: ContentSource,
+        advance: Callable[[int], None] = ignore,
+        known: Sequence[KnownRange] = (),
     ) -> None:
         """Write what arrives to a hidden file, and name it when it is what it must be."""
         path = self._path(key)

@@ -149,11 +149,11 @@ class PartialFile(msgspec.Struct):
     def _receive_far(self, incoming: ContentSource, advance: Callable[[int], None]) -> None:
         """Send several requests at once."""
 
-        def take(number: int) -> tuple[Piece, None]:
+        def take(number: int) -> tuple[tuple[Piece], None]:
             start = number * REQUEST_BYTES
             data = self._obtain(start, min(REQUEST_BYTES, self.size - start), incoming.read_at)
             advance(len(data))
-            return data, None
+            return (data,), None
 
         receive(incoming, -(-self.size // REQUEST_BYTES), take, REQUESTS_AHEAD)
 

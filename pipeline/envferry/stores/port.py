@@ -179,8 +179,11 @@ class Store(ReadableStore, Protocol):
     """
 
     @property
-    def sends_in_order(self) -> bool:
-        """Whether all bytes pass in order anyway: then `receive` compares a file for nothing."""
+    def compares_while_sending(self) -> bool:
+        """Whether a file is best written by `receive`, which compares it on its way.
+
+        Where not, several may write one key at once by `create_from_file`; it is read before.
+        """
         ...
 
     def create(self, key: str, data: bytes) -> None:
@@ -188,23 +191,24 @@ class Store(ReadableStore, Protocol):
         ...
 
     def create_from_file(
-        self,
-        key: str,
-        path: Path,
-        advance: Callable[[int], None] = ignore,
-        known: Sequence[KnownRange] = (),
+        self, key: str, path: Path, advance: Callable[[int], None] = ignore
     ) -> None:
         """Write a file as a value that does not exist yet; in pieces: its size needs no memory.
 
-        `advance` gets the bytes done. Of what is `known` to be in the store a store may make
-        copies there, and send the rest only.
+        `advance` gets the bytes done.
         """
         ...
 
     def receive(
-        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
+        self,
+        key: str,
+        incoming: ContentSource,
+        advance: Callable[[int], None] = ignore,
+        known: Sequence[KnownRange] = (),
     ) -> None:
         """Write a value that does not exist yet while it is read from elsewhere.
+
+        Of what is `known` to be in the store a store may make copies there, and send the rest only.
 
         It gets its name only when its digests are right; what has arrived when that breaks off
         stays for the next one of the same token.

@@ -18,7 +18,7 @@ from envferry.stores.port import KeyTaken, stat_whole
 from envferry.stores.source import ContentSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -34,22 +34,27 @@ T = TypeVar("T")
 
 
 def receive(
-    incoming: ContentSource, count: int, take: Callable[[int], tuple[Piece, T]], ahead: int
+    incoming: ContentSource,
+    count: int,
+    take: Callable[[int], tuple[Iterable[Piece], T]],
+    ahead: int,
 ) -> list[T]:
-    """Take pieces 0 to `count` in parallel, at most `ahead` in memory; return the result of each.
+    """Take parts 0 to `count` in parallel, at most `ahead` at once; return the result of each.
 
-    `take` returns a piece's bytes and what became of it. They are hashed in order while others are
-    on their way; in the end IntegrityError is raised if the whole is not what it must be.
+    `take` returns a part's bytes, in pieces, and what became of it. They are hashed in order while
+    others are on their way; in the end IntegrityError is raised if the whole is not what it must
+    be.
     """
     fast, strong = xxhash.xxh3_128(), blake3()
     results = []
     _keep_memory()
     with Workers(min(READERS, ahead), "receive") as pool:
-        for data, result in in_order(pool, take, count, ahead):
-            if incoming.digests:
-                fast.update(data)
-                strong.update(data)
-            incoming.watch(data)
+        for pieces, result in in_order(pool, take, count, ahead):
+            for data in pieces:
+                if incoming.digests:
+                    fast.update(data)
+                    strong.update(data)
+                incoming.watch(data)
             results.append(result)
     if incoming.digests:
         incoming.require(fast.hexdigest(), strong.hexdigest())
@@ -90,19 +95,22 @@ def incoming_of_bytes(data: bytes, key: str) -> ContentSource:
 
 
 @contextmanager
-def incoming_of_file(
-    path: Path, key: str, digests: tuple[str, str] | None = None
-) -> Iterator[ContentSource]:
-    """Yield a file as a source; without `digests` (XXH3-128, BLAKE3) nothing is compared."""
+def incoming_of_file(path: Path, digests: tuple[str, str] | None = None) -> Iterator[ContentSource]:
+    """Yield a file as a source; without `digests` (XXH3-128, BLAKE3) nothing is compared.
+
+    How far an interrupted upload got is noted beside it, where its next upload finds that.
+    """
     with path.open("rb") as stream:
         descriptor = stream.fileno()
         status = os.fstat(descriptor)
         yield ContentSource(
-            name=key,
+            name=str(path),
             size=status.st_size,
             token=f"{path.name}.{status.st_mtime_ns}.{status.st_size}",
             read_at=lambda offset, length: os.pread(descriptor, length, offset),
             digests=digests,
+            journal=path.with_name(f".{path.name}.upload"),
+            hint="pack the environment again, or fetch it again",
         )
 
 

@@ -11,10 +11,12 @@ from blake3 import blake3
 from envferry.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 Piece: TypeAlias = "bytes | memoryview"
+PIECE_BYTES = 4 << 20
+CHECK_HINT = "run `envferry check` on the registry it comes from"
 
 
 def _unwatched(data: Piece) -> None:
@@ -40,6 +42,8 @@ class ContentSource(msgspec.Struct, frozen=True, kw_only=True):
     """The SHA-256 of what it decompresses to, if its manifest says it: an image names it."""
     journal: Path | None = None
     """Where a store may note what it has sent; None: an interrupted upload starts again."""
+    hint: str = CHECK_HINT
+    """What to do about one that is damaged."""
     watch: Callable[[Piece], None] = _unwatched
     """Gets all bytes, in order; what it gets changes afterwards."""
     read_into: Callable[[int, memoryview], None] | None = None
@@ -61,6 +65,12 @@ class ContentSource(msgspec.Struct, frozen=True, kw_only=True):
             watch=watch,
         )
 
+    def pieces(self, offset: int, length: int) -> Iterator[bytes]:
+        """Yield `length` bytes from `offset`, a few megabytes at a time."""
+        end = offset + length
+        for start in range(offset, end, PIECE_BYTES):
+            yield self.read_at(start, min(PIECE_BYTES, end - start))
+
     def read(self) -> bytes:
         """Return a small value, checked."""
         data = self.read_at(0, self.size)
@@ -79,6 +89,4 @@ class ContentSource(msgspec.Struct, frozen=True, kw_only=True):
                 message = (
                     f"{self.name} is damaged: {algorithm} is {digest}, the manifest says {wanted}"
                 )
-                raise IntegrityError(
-                    message, hint="run `envferry check` on the registry it comes from"
-                )
+                raise IntegrityError(message, hint=self.hint)

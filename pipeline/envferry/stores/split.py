@@ -100,7 +100,7 @@ class SplitStore:
         return self if self.inner.disk else None
 
     @property
-    def sends_in_order(self) -> bool:
+    def compares_while_sending(self) -> bool:
         """No: each part has its own digests."""
         return False
 
@@ -206,27 +206,27 @@ class SplitStore:
             self._create_parts(key, incoming_of_bytes(data, key), ignore)
 
     def create_from_file(
-        self,
-        key: str,
-        path: Path,
-        advance: Callable[[int], None] = ignore,
-        known: Sequence[KnownRange] = (),
+        self, key: str, path: Path, advance: Callable[[int], None] = ignore
     ) -> None:
         """Write a file, in parts if it is large; existing ones are read again."""
         self._require_free(key)
         if path.stat().st_size <= self.part_bytes:
-            self._inner().create_from_file(key, path, advance, known)
+            self._inner().create_from_file(key, path, advance)
             return
-        with incoming_of_file(path, key) as incoming:
+        with incoming_of_file(path) as incoming:
             self._create_parts(key, incoming, advance)
 
     def receive(
-        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
+        self,
+        key: str,
+        incoming: ContentSource,
+        advance: Callable[[int], None] = ignore,
+        known: Sequence[KnownRange] = (),
     ) -> None:
         """Write what arrives, in parts if it is large; those that are there are read again."""
         self._require_free(key)
         if incoming.size <= self.part_bytes:
-            self._inner().receive(key, incoming, advance)
+            self._inner().receive(key, incoming, advance, known)
         else:
             self._create_parts(key, incoming, advance)
 

@@ -80,7 +80,7 @@ class OciStore:
     believe they did is possible. Each write is looked at again afterwards (docs/security.md).
     """
 
-    sends_in_order: ClassVar[bool] = True
+    compares_while_sending: ClassVar[bool] = True
     """Registries hash what arrives."""
     disk: ClassVar[None] = None
     """Values cannot be read in place."""
@@ -186,19 +186,18 @@ class OciStore:
         self._require_ours(key, self.writer.write(key, data))
 
     def create_from_file(
-        self,
-        key: str,
-        path: Path,
-        advance: Callable[[int], None] = ignore,
-        known: Sequence[KnownRange] = (),
+        self, key: str, path: Path, advance: Callable[[int], None] = ignore
     ) -> None:
         """Send a file as a blob; of an archive an image is made, too."""
-        with incoming_of_file(path, key) as incoming:
-            journal = path.with_name(f".{path.name}.upload")
-            self.receive(key, msgspec.structs.replace(incoming, journal=journal), advance)
+        with incoming_of_file(path) as incoming:
+            self.receive(key, incoming, advance)
 
     def receive(
-        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
+        self,
+        key: str,
+        incoming: ContentSource,
+        advance: Callable[[int], None] = ignore,
+        known: Sequence[KnownRange] = (),
     ) -> None:
         """Send what arrives as a blob, in order, while it is hashed."""
         self._require_free(key)

@@ -210,10 +210,10 @@ class _Sender:
         # More than the file has: these are not its bytes.
         return upload if self.was_resumed else None
 
-    def read(self, number: int) -> tuple[bytes, None]:
+    def read(self, number: int) -> tuple[tuple[bytes], None]:
         """Read a piece; from any thread."""
         offset = number * REQUEST_BYTES
-        return self._read_at(offset, min(REQUEST_BYTES, self.incoming.size - offset)), None
+        return (self._read_at(offset, min(REQUEST_BYTES, self.incoming.size - offset)),), None
 
     def take(self, data: Piece) -> None:
         """Hash the next piece, and send it when it makes a chunk with those before it."""

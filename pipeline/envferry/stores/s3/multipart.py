@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import xxhash
 
 from envferry.base.text import human_bytes
-from envferry.base.workers import Workers
 from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.stores.port import Incomplete
 from envferry.stores.receive import receive
@@ -18,8 +16,7 @@ from envferry.stores.s3.checksums import ALGORITHM, FIELD, MD5_FIELD, crc32, has
 from envferry.stores.upload_journal import UploadJournal, journal_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Sequence
 
     from envferry.stores.port import KnownRange
     from envferry.stores.source import ContentSource
@@ -33,11 +30,9 @@ MOST_PARTS = 10_000
 """What S3 allows for one object."""
 # S3's limit of one part.
 LARGEST_PART = 5 << 30
-UPLOAD_THREADS = 4
-"""Each holds one part in memory."""
 UPLOADS_AHEAD = 6
-"""Parts of what comes from elsewhere that are in memory at once: 96 MiB."""
-COPY_BYTES = 64 << 20
+"""Parts that are in memory at once: 96 MiB."""
+COPY_BYTES = 32 << 20
 """Small enough for memory, too: what a server refuses to copy is sent."""
 
 
@@ -73,41 +68,33 @@ class Upload(msgspec.Struct, frozen=True):
     """What is sent has an MD5 and no CRC32; see `checksums`."""
 
 
-def send_file(
+def receive_file(
     calls: Calls,
     target: dict[str, str],
-    source: Path,
-    parts: Sequence[Part],
+    incoming: ContentSource,
     advance: Callable[[int], None],
-) -> None:
-    """Upload the parts of a file and make them one object, if the key is still free.
-
-    What has arrived stays when this fails: the next call goes on from there.
-    """
-    with journal_at(source.with_name(f".{source.name}.upload")) as journal:
-        copies = any(part.known for part in parts)
-        upload = _begin(calls, target, journal, len(parts), with_md5=copies and has_md5())
-        sent = _send_parts(upload, source, parts, advance)
-        _complete(upload, sent)
-
-
-def receive_file(
-    calls: Calls, target: dict[str, str], incoming: ContentSource, advance: Callable[[int], None]
+    known: Sequence[KnownRange] = (),
 ) -> None:
     """Upload what arrives from elsewhere, part by part; it becomes an object if it is right.
 
-    What was sent stays when the connection fails: the next call reads it, but sends it not again.
+    What is `known` to be in the store is copied there, and read here for its digests alone. What
+    was sent stays when the connection fails: the next call reads it, but sends it not again.
     """
-    parts = plan_parts(incoming.size)
+    parts = plan_parts(incoming.size, known)
+    copies = any(part.known for part in parts)
     with journal_at(incoming.journal) as journal:
-        upload = _begin(calls, target, journal, len(parts), with_md5=False)
+        upload = _begin(calls, target, journal, len(parts), with_md5=copies and has_md5())
 
-        def take(number: int) -> tuple[bytes, dict[str, Any]]:
+        def take(number: int) -> tuple[Iterable[bytes], dict[str, Any]]:
             part = parts[number]
+            if part.known and (copied := _copy_part(upload, part.number, part.known)):
+                advance(part.length)
+                # Read only when it is its turn to be hashed: until then it needs no memory.
+                return incoming.pieces(part.offset, part.length), copied
             body = incoming.read_at(part.offset, part.length)
             sent = _send_part(upload, part, body)
             advance(part.length)
-            return body, sent
+            return (body,), sent
 
         try:
             sent = receive(incoming, len(parts), take, UPLOADS_AHEAD)
@@ -194,28 +181,6 @@ def _cut(start: int, end: int, length: int) -> list[tuple[int, int, KnownRange |
     count = -(-(end - start) // length)
     step = -(-(end - start) // count)
     return [(at, min(at + step, end), None) for at in range(start, end, step)]
-
-
-def _send_parts(
-    upload: Upload, source: Path, parts: Sequence[Part], advance: Callable[[int], None]
-) -> list[dict[str, Any]]:
-    """Send all parts in parallel and return what `complete_multipart_upload` wants to know."""
-    descriptor = os.open(source, os.O_RDONLY)
-
-    def send(part: Part) -> dict[str, Any]:
-        if part.known and (copied := _copy_part(upload, part.number, part.known)):
-            advance(part.length)
-            return copied
-        # pread: threads share the descriptor, and with it the position that read() moves.
-        sent = _send_part(upload, part, os.pread(descriptor, part.length, part.offset))
-        advance(part.length)
-        return sent
-
-    try:
-        with Workers(UPLOAD_THREADS, "upload") as pool:
-            return list(pool.map(send, parts))
-    finally:
-        os.close(descriptor)
 
 
 def _send_part(upload: Upload, part: Part, body: bytes) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from envferry.base.retry import Transient, persistently
 from envferry.config import allows_races
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix, ignore
+from envferry.stores.receive import incoming_of_file
 from envferry.stores.s3.answers import NAMES_HINT, Conflict, Empty, NotOffered
 from envferry.stores.s3.calls import S3Calls, close_body, open_client
 from envferry.stores.s3.conditions import require_conditions
-from envferry.stores.s3.multipart import PART_BYTES, plan_parts, receive_file, send_file
+from envferry.stores.s3.multipart import PART_BYTES, receive_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,8 +39,7 @@ BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 class S3Store(msgspec.Struct, frozen=True):
     """A `Store` in a bucket, below a prefix."""
 
-    sends_in_order: ClassVar[bool] = False
-    """Parts of a file are sent side by side."""
+    compares_while_sending: ClassVar[bool] = True
     disk: ClassVar[None] = None
     images: ClassVar[None] = None
     """It keeps values, not images."""
@@ -98,27 +98,18 @@ class S3Store(msgspec.Struct, frozen=True):
             self._put(key, data)
 
     def create_from_file(
-        self,
-        key: str,
-        path: Path,
-        advance: Callable[[int], None] = ignore,
-        known: Sequence[KnownRange] = (),
+        self, key: str, path: Path, advance: Callable[[int], None] = ignore
     ) -> None:
         """Put an object with `If-None-Match: *`, a large file as a multipart upload."""
-        with self._creating(key):
-            size = path.stat().st_size
-            if size <= PART_BYTES:
-                self._put(key, path.read_bytes())
-                advance(size)
-                return
-            there = [replace(one, key=self.call.prefix + one.key) for one in known]
-            parts = plan_parts(size, there)
-            send_file(self.call, self._object(key), path, parts, advance)
-            # Each part had its checksum; that the server joined all of them, the length tells.
-            self._require_arrived(key, size)
+        with incoming_of_file(path) as incoming:
+            self.receive(key, incoming, advance)
 
     def receive(
-        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
+        self,
+        key: str,
+        incoming: ContentSource,
+        advance: Callable[[int], None] = ignore,
+        known: Sequence[KnownRange] = (),
     ) -> None:
         """Put an object with `If-None-Match: *`, a large one as a multipart upload."""
         with self._creating(key):
@@ -126,7 +117,9 @@ class S3Store(msgspec.Struct, frozen=True):
                 self._put(key, incoming.read())
                 advance(incoming.size)
                 return
-            receive_file(self.call, self._object(key), incoming, advance)
+            there = [replace(one, key=self.call.prefix + one.key) for one in known]
+            receive_file(self.call, self._object(key), incoming, advance, there)
+            # Each part had its checksum; that the server joined all of them, the length tells.
             self._require_arrived(key, incoming.size)
 
     def _put(self, key: str, data: bytes) -> None:
