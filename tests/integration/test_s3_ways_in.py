@@ -379,6 +379,29 @@ def test_bytes_that_change_on_the_way_up_are_refused(
         assert store.read("large") == source.read_bytes()
 
 
+def test_a_damaged_part_beside_copied_ones_is_refused(
+    s3_server: S3Server, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload with copies has no CRC32, which would double the server's work, but an MD5."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(os.urandom(2 * PART_BYTES))
+    new.write_bytes(os.urandom(PART_BYTES) + old.read_bytes())
+    known = (KnownRange(PART_BYTES, 2 * PART_BYTES, "old", 0),)
+    plan = Plan(upstream=s3_server.endpoint_url)
+    with fault_proxy(plan) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        store = open_store(s3_url)
+        store.create_from_file("old", old)
+        plan.flips, checksums = True, plan.seen["checksums"]
+        with pytest.raises(StoreError, match="damaged"):
+            store.create_from_file("new", new, known=known)
+        assert store.stat("new") is None
+        assert plan.seen["checksums"] == checksums
+        plan.flips = False
+        store.create_from_file("new", new, known=known)
+        assert store.read("new") == new.read_bytes()
+
+
 @pytest.mark.parametrize("fault", ["unimplemented", "argument"])
 def test_a_server_that_knows_no_checksums(
     s3_server: S3Server, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str

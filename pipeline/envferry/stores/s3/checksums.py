@@ -1,20 +1,29 @@
-"""CRC32 of what is sent to object storage, so that the server compares what has arrived.
+"""Checksums of what is sent to object storage, so that the server compares what has arrived.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html. Always in a
 header, never in a trailer, which servers other than Amazon's take for a part of the object.
+
+A CRC32, but for uploads of which parts are copied inside the store: a server that is to know the
+CRC32 of the whole reads what it copies. SeaweedFS then takes twice as long (measured: 15.3 s
+instead of 7.3 s for 640 MiB). What is sent of these has its MD5 (`Content-MD5`, RFC 1864).
 """
 
 from __future__ import annotations
 
 import base64
 import zlib
+from functools import cache
 from typing import TYPE_CHECKING, Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.hashes import MD5, Hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ALGORITHM = "CRC32"
 FIELD = "ChecksumCRC32"
+MD5_FIELD = "ContentMD5"
 SENDING = ("put_object", "upload_part")
 
 
@@ -23,12 +32,28 @@ def crc32(body: bytes) -> str:
     return base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode()
 
 
+def md5(body: bytes) -> str:
+    """Return the MD5 in base64, as `Content-MD5` has it."""
+    # Against accidents on the way; what an archive is, its BLAKE3 says.
+    digest = Hash(MD5())
+    digest.update(body)
+    return base64.b64encode(digest.finalize()).decode()
+
+
+@cache
+def has_md5() -> bool:
+    """Whether this machine's OpenSSL computes MD5; where FIPS 140 is enforced it does not."""
+    try:
+        md5(b"")
+    except UnsupportedAlgorithm:
+        return False
+    return True
+
+
 def with_checksums(operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a call with the checksum of its body, or the algorithm's name."""
-    if operation in SENDING:
+    """Return the parameters of a call with the checksum of its body, if it has none."""
+    if operation in SENDING and MD5_FIELD not in parameters:
         return {**parameters, FIELD: crc32(parameters["Body"])}
-    if operation == "create_multipart_upload":
-        return {**parameters, "ChecksumAlgorithm": ALGORITHM}
     return dict(parameters)
 
 

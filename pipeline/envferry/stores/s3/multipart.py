@@ -14,7 +14,7 @@ from envferry.base.workers import Workers
 from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.stores.port import Incomplete
 from envferry.stores.receive import receive
-from envferry.stores.s3.checksums import FIELD, crc32
+from envferry.stores.s3.checksums import ALGORITHM, FIELD, MD5_FIELD, crc32, has_md5, md5
 from envferry.stores.upload_journal import UploadJournal, journal_at
 
 if TYPE_CHECKING:
@@ -62,6 +62,17 @@ class Calls(Protocol):
         ...
 
 
+class Upload(msgspec.Struct, frozen=True):
+    """An upload that was begun."""
+
+    calls: Calls
+    names: dict[str, str]
+    """Bucket, key and upload id, as every call about it takes them."""
+    journal: UploadJournal
+    has_md5: bool
+    """What is sent has an MD5 and no CRC32; see `checksums`."""
+
+
 def send_file(
     calls: Calls,
     target: dict[str, str],
@@ -74,9 +85,10 @@ def send_file(
     What has arrived stays when this fails: the next call goes on from there.
     """
     with journal_at(source.with_name(f".{source.name}.upload")) as journal:
-        upload = _begin(calls, target, journal, len(parts))
-        sent = _send_parts(calls, upload, (source, journal), parts, advance)
-        _complete(calls, upload, journal, sent)
+        copies = any(part.known for part in parts)
+        upload = _begin(calls, target, journal, len(parts), with_md5=copies and has_md5())
+        sent = _send_parts(upload, source, parts, advance)
+        _complete(upload, sent)
 
 
 def receive_file(
@@ -88,12 +100,12 @@ def receive_file(
     """
     parts = plan_parts(incoming.size)
     with journal_at(incoming.journal) as journal:
-        upload = _begin(calls, target, journal, len(parts))
+        upload = _begin(calls, target, journal, len(parts), with_md5=False)
 
         def take(number: int) -> tuple[bytes, dict[str, Any]]:
             part = parts[number]
             body = incoming.read_at(part.offset, part.length)
-            sent = _send_part(calls, upload, journal, part, body)
+            sent = _send_part(upload, part, body)
             advance(part.length)
             return body, sent
 
@@ -103,43 +115,42 @@ def receive_file(
             raise  # what was sent is right
         except IntegrityError:
             # Wrong bytes are in the parts: an upload that is taken up again would have them, too.
-            _abort(calls, upload)
-            journal.end()
+            _abort(upload)
             raise
-        _complete(calls, upload, journal, sent)
+        _complete(upload, sent)
 
 
 def _begin(
-    calls: Calls, target: dict[str, str], journal: UploadJournal, count: int
-) -> dict[str, str]:
-    """Take up an upload, or begin one; return what names it."""
+    calls: Calls, target: dict[str, str], journal: UploadJournal, count: int, *, with_md5: bool
+) -> Upload:
+    """Take up an upload, or begin one."""
     # The number of parts is part of it: cut in another way, the same numbers are other bytes.
-    place = f"{target['Bucket']}/{target['Key']} {count}"
+    # So is the checksum: the server wants the same of all parts.
+    place = f"{target['Bucket']}/{target['Key']} {count}{' md5' if with_md5 else ''}"
     upload_id = journal.resume(place)
     known = {**target, "UploadId": upload_id or ""}
     # A journal may outlive its upload: `prune`, or the store itself, ends those that are old.
     if upload_id is None or not _is_alive(calls, known, has_parts=bool(journal.parts)):
-        upload_id = str(calls("create_multipart_upload", **target)["UploadId"])
+        checksums = {} if with_md5 else {"ChecksumAlgorithm": ALGORITHM}
+        upload_id = str(calls("create_multipart_upload", **target, **checksums)["UploadId"])
         journal.begin(place, upload_id)
-    return {**target, "UploadId": upload_id}
+    return Upload(calls, {**target, "UploadId": upload_id}, journal, with_md5)
 
 
-def _complete(
-    calls: Calls, upload: dict[str, str], journal: UploadJournal, sent: list[dict[str, Any]]
-) -> None:
+def _complete(upload: Upload, sent: list[dict[str, Any]]) -> None:
     """Make one object of the parts, if its key is still free."""
+    parts = {"Parts": sent}
     try:
-        calls(
-            "complete_multipart_upload", **upload, MultipartUpload={"Parts": sent}, IfNoneMatch="*"
+        upload.calls(
+            "complete_multipart_upload", **upload.names, MultipartUpload=parts, IfNoneMatch="*"
         )
     except Unreachable:
         raise
     except (StoreError, NotFound):
         # Refused for good, by a lost race for example: the parts would take space for nothing.
-        _abort(calls, upload)
-        journal.end()
+        _abort(upload)
         raise
-    journal.end()
+    upload.journal.end()
 
 
 def plan_parts(size: int, known: Sequence[KnownRange] = ()) -> tuple[Part, ...]:
@@ -186,25 +197,17 @@ def _cut(start: int, end: int, length: int) -> list[tuple[int, int, KnownRange |
 
 
 def _send_parts(
-    calls: Calls,
-    upload: dict[str, str],
-    file: tuple[Path, UploadJournal],
-    parts: Sequence[Part],
-    advance: Callable[[int], None],
+    upload: Upload, source: Path, parts: Sequence[Part], advance: Callable[[int], None]
 ) -> list[dict[str, Any]]:
     """Send all parts in parallel and return what `complete_multipart_upload` wants to know."""
-    source, journal = file
     descriptor = os.open(source, os.O_RDONLY)
 
     def send(part: Part) -> dict[str, Any]:
-        where = {**upload, "PartNumber": part.number}
-        if part.known and (copied := _copy_part(calls, where, part.known)):
+        if part.known and (copied := _copy_part(upload, part.number, part.known)):
             advance(part.length)
             return copied
         # pread: threads share the descriptor, and with it the position that read() moves.
-        sent = _send_part(
-            calls, upload, journal, part, os.pread(descriptor, part.length, part.offset)
-        )
+        sent = _send_part(upload, part, os.pread(descriptor, part.length, part.offset))
         advance(part.length)
         return sent
 
@@ -215,23 +218,28 @@ def _send_parts(
         os.close(descriptor)
 
 
-def _send_part(
-    calls: Calls, upload: dict[str, str], journal: UploadJournal, part: Part, body: bytes
-) -> dict[str, Any]:
+def _send_part(upload: Upload, part: Part, body: bytes) -> dict[str, Any]:
     """Send a part, unless these very bytes have arrived."""
     digest = xxhash.xxh3_128_hexdigest(body)
-    there, etag = journal.parts.get(part.number, ("", ""))
+    there, etag = upload.journal.parts.get(part.number, ("", ""))
     # By content, not by name: the file may be another one than at the last attempt.
     if there != digest:
-        etag = calls("upload_part", **upload, PartNumber=part.number, Body=body)["ETag"]
-        journal.note(part.number, digest, etag)
-    return {"PartNumber": part.number, "ETag": etag, FIELD: crc32(body)}
+        checked = {MD5_FIELD: md5(body)} if upload.has_md5 else {}
+        answer = upload.calls(
+            "upload_part", **upload.names, PartNumber=part.number, Body=body, **checked
+        )
+        etag = answer["ETag"]
+        upload.journal.note(part.number, digest, etag)
+    sums = {} if upload.has_md5 else {FIELD: crc32(body)}
+    return {"PartNumber": part.number, "ETag": etag, **sums}
 
 
-def _copy_part(calls: Calls, where: dict[str, Any], known: KnownRange) -> dict[str, Any] | None:
+def _copy_part(upload: Upload, number: int, known: KnownRange) -> dict[str, Any] | None:
     """Copy a part inside the store; return None when the store does not do that."""
     try:
-        answer = calls("upload_part_copy", **where, **_source(where, known))
+        answer = upload.calls(
+            "upload_part_copy", **upload.names, PartNumber=number, **_source(upload, known)
+        )
     except Unreachable:
         # Parts and journal stay: the next run has only this request left to make.
         raise
@@ -240,15 +248,15 @@ def _copy_part(calls: Calls, where: dict[str, Any], known: KnownRange) -> dict[s
         return None
     copied = answer["CopyPartResult"]
     # A server without checksums names none.
-    sums = {FIELD: copied[FIELD]} if FIELD in copied else {}
-    return {"PartNumber": where["PartNumber"], "ETag": copied["ETag"], **sums}
+    sums = {FIELD: copied[FIELD]} if FIELD in copied and not upload.has_md5 else {}
+    return {"PartNumber": number, "ETag": copied["ETag"], **sums}
 
 
-def _source(upload: dict[str, Any], known: KnownRange) -> dict[str, str]:
+def _source(upload: Upload, known: KnownRange) -> dict[str, str]:
     """Return what `upload_part_copy` wants to know; keys are relative to the target's prefix."""
     last = known.key_offset + known.length - 1
     return {
-        "CopySource": f"{upload['Bucket']}/{known.key}",
+        "CopySource": f"{upload.names['Bucket']}/{known.key}",
         "CopySourceRange": f"bytes={known.key_offset}-{last}",
     }
 
@@ -270,12 +278,16 @@ def _is_alive(calls: Calls, upload: dict[str, str], *, has_parts: bool) -> bool:
     return bool(answer.get("Parts")) or not has_parts
 
 
-def _abort(calls: Calls, upload: dict[str, str]) -> None:
-    """Throw sent parts away; if that fails too, say so and let the first error travel on."""
+def _abort(upload: Upload) -> None:
+    """Throw sent parts away, and what notes them.
+
+    If that fails, too, it is said and the first error travels on.
+    """
     try:
-        calls("abort_multipart_upload", **upload)
+        upload.calls("abort_multipart_upload", **upload.names)
     except NotFound as error:
         # It was completed, and the answer got lost; or `prune` has ended it.
         log.info("an unfinished upload is gone: %s", error)
     except StoreError as error:
-        log.warning("an unfinished upload of %s stays: %s", upload["Key"], error)
+        log.warning("an unfinished upload of %s stays: %s", upload.names["Key"], error)
+    upload.journal.end()
