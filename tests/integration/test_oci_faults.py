@@ -507,7 +507,8 @@ def test_two_platforms_get_a_system_below_them_at_once(oci_url: str) -> None:
 
     def listed() -> list[str]:
         found = store.space.manifest(repository, "run.stable")
-        platforms = [one.platform for one in read_index(found.data, "it").manifests if found]
+        assert found
+        platforms = [one.platform for one in read_index(found.data, "it").manifests]
         return [f"{one.os}-{one.architecture}" for one in platforms if one]
 
     write(store.views, "osx-arm64")

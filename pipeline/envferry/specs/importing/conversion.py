@@ -358,8 +358,8 @@ def _rewrite_dependencies(
             for line in item["pip"]:
                 if isinstance(line, Text):
                     moves = folders[0].resolve() != folders[1].resolve()
-                    text = line.strip()
-                    new = _moved(text, *folders) if moves else without_login(text)
+                    asked = line.strip()
+                    new = _moved(asked, *folders) if moves else without_login(asked)
                     _replace_once(lines, line, new)
 
 
