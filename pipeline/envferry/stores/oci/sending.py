@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from envferry.stores.oci.port import Repositories, BlobUpload
+    from envferry.stores.oci.port import BlobUpload, Repositories
     from envferry.stores.source import ContentSource, Piece
 
 log = logging.getLogger(__name__)
