@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SCRIPT = '''
 """Do something again and again, killed at its first, second, … operation on files."""
 
-import os, shutil, signal, subprocess, sys
+import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 from envferry.errors import PipelineError
 from envferry.install.activation import roll_back
@@ -107,7 +107,10 @@ while killed:
             pass
         if deed == "move":
             known = read_integrations(home)
-            assert {path.parent for path in integrations()} <= {Path(known.kernel_dir)}, number
+            kernel = Path(known.kernel_dir, "envferry-demo/kernel.json")
+            assert integrations() == {kernel.parent, Path(known.modulefile_dir, "demo")}, number
+            made_for = json.loads(kernel.read_bytes())["metadata"]["envferry"]["id"]
+            assert made_for == home.current_id(), number
         for item in home.installations():
             found = verify_installation(home, item.id, quick=False, progress=Silent())
             allowed = deed in ("again", "repair") and killed

@@ -42,6 +42,7 @@ from envferry.stores.oci.documents import (
 from envferry.stores.oci.image_store import OciStore
 from envferry.stores.oci.key_tags import ArchiveName
 from envferry.stores.oci.registry_session import RegistrySession
+from envferry.stores.oci.views import Views
 from envferry.stores.opening import open_store
 from envferry.stores.receive import REQUEST_BYTES
 from tests.conftest import require
@@ -481,3 +482,58 @@ def test_two_platforms_move_one_tag_at_once(oci_url: str) -> None:
     assert found is not None
     assert describe(found.data, "").digest == found.digest
     assert len(read_index(found.data, "it").manifests) == len(platforms)
+
+
+class Slow(RegistryClient, frozen=True):
+    """A client that is overtaken while it is about to write `run.stable` for the first time."""
+
+    overtaken: list[Callable[[], object]]
+
+    def put_manifest(self, repository: str, tag: str, data: bytes, media_type: str) -> bool:
+        if tag == "run.stable" and self.overtaken:
+            self.overtaken.pop()()
+        return super().put_manifest(repository, tag, data, media_type)
+
+
+def test_two_platforms_get_a_system_below_them_at_once(oci_url: str) -> None:
+    """The image of each stays, whoever began first; so does one that an older version wrote."""
+    store = open_store(oci_url)
+    assert isinstance(store, OciStore)
+    assert isinstance(store.space, RegistryClient)
+    repository = store.names.repository("demo")
+
+    def write(views: Views, platform: str, tag: str = "stable") -> None:
+        views.make_runnable(("demo", platform, "0123456789ab"), platform.encode(), (), (tag,))
+
+    def listed() -> list[str]:
+        found = store.space.manifest(repository, "run.stable")
+        assert found
+        platforms = [one.platform for one in read_index(found.data, "it").manifests]
+        return [f"{one.os}-{one.architecture}" for one in platforms if one]
+
+    write(store.views, "osx-arm64")
+    before = store.space.manifest(repository, "run.stable")
+    image = store.space.manifest(repository, "run._t.osx-arm64.stable")
+    assert before
+    assert image
+    # As before there was a tag for each platform.
+    store.space.delete_manifest(repository, image.digest)
+    store.space.put_manifest(repository, "run.osx-arm64-0123456789ab", image.data, MANIFEST)
+    store.space.put_manifest(repository, "run.stable", before.data, INDEX)
+    slow = Slow(store.space.session, [lambda: write(store.views, "linux-aarch64")])
+    write(Views(slow, store.names), "linux-64")
+    assert listed() == ["darwin-arm64", "linux-amd64", "linux-arm64"]
+    # A new image of a platform takes the place of its old one alone.
+    write(store.views, "linux-64")
+    write(store.views, "linux-64", "other")
+    assert listed() == ["darwin-arm64", "linux-amd64", "linux-arm64"]
+    # What is removed is not listed, and takes none of the others along.
+    store.views.remove_image(ArchiveName("demo", "linux-64", "0123456789ab"))
+    assert listed() == ["linux-arm64"]
+    tags = [tag for tag in store.space.tags(repository) if tag.startswith("run.")]
+    assert sorted(tags) == [
+        "run._t.linux-aarch64.stable",
+        "run.linux-aarch64-0123456789ab",
+        "run.osx-arm64-0123456789ab",
+        "run.stable",
+    ]

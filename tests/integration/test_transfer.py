@@ -33,6 +33,7 @@ from envferry.transfer.host_tool import PYTHONS, ToolRequest, write_tool
 from tests.conftest import require
 from tests.support.cli_runner import CliRunner
 from tests.support.packed import pack, random_bytes
+from tests.support.pruning import Pruning
 from tests.support.range_server import RangeHandler
 from tests.support.waiting import wait_until
 from tests.support.web_server import web_server, write_certificates
@@ -497,7 +498,9 @@ def test_the_tool_has_a_wheel_of_everything_for_each_host(tmp_path: Path, machin
     """As pip chooses: by the tags that a python of manylinux2014 on that machine takes."""
     platform = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}[machine]
     cache = DownloadCache(tmp_path / "downloads")
-    write_tool(tmp_path / "tool", ToolRequest(platform=platform), cache=cache, progress=Silent())
+    progress = Pruning(cache.root)
+    write_tool(tmp_path / "tool", ToolRequest(platform=platform), cache=cache, progress=progress)
+    assert progress.tried == ["Fetching"]
     assert (tmp_path / "tool/machine.txt").read_text() == f"{machine}\n"
     wheels = [parse_wheel_filename(one.name) for one in (tmp_path / "tool/wheels").iterdir()]
     glibc = [f"manylinux_2_{minor}_{machine}" for minor in range(17, 4, -1)]

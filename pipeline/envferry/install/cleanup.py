@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from envferry.base.files import exclusive_lock, let_enter, let_read, make_folders, remove_tree
 from envferry.errors import PipelineError
 from envferry.install.programs.in_use import look_for_users
-from envferry.install.programs.integrations import remove_former
+from envferry.install.programs.integrations import settle_integrations
 from envferry.install.records.env_home import (
     EVENTS,
     HISTORY,
@@ -64,7 +64,7 @@ def changing(home: EnvHome, *, installing: str = "") -> Iterator[None]:
         put_unchecked_back(home)
         clear_up(home, installing)
         clear_tags(home)
-        remove_former(home)
+        settle_integrations(home)
         yield
 
 

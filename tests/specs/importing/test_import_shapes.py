@@ -280,13 +280,50 @@ def test_brackets_that_hold_no_keys_are_no_conda_specs(tmp_path: Path) -> None:
         ("requirements.txt", "-i https://me:pw@h.example/simple\nrich\n"),
         ("requirements.txt", "rich @ git+https://token@h.example/rich.git@v1\n"),
         ("environment.yml", "channels: [c]\ndependencies: [{pip: ['-i https://a:b@h.example']}]\n"),
-        ("list.txt", "@EXPLICIT\nhttps://h.example/t/tk-1/c/noarch/a-1-0.conda#" + "a" * 32),
+        ("environment.yml", "channels: [c, 'https://me:pw@h.example/c']\ndependencies: [a]\n"),
+        ("environment.yml", "channels: [c]\ndependencies:\n- https://a:b@h.example/c::a=1\n"),
+        (
+            "environment.yml",
+            "channels: [ours]\ndependencies: [a]\n"
+            "envferry: {channels: {ours: 'https://a:b@h.example/c'}}\n",
+        ),
+        (
+            "pixi.toml",
+            "[project]\nname = 'n'\nchannels = ['https://me:pw@h.example/c']\n"
+            "platforms = ['linux-64']\n[dependencies]\na = '*'\n",
+        ),
     ],
 )
 def test_logins_are_left_out_and_named(tmp_path: Path, name: str, text: str) -> None:
     found = imported(tmp_path / name, text, "n")
     assert "the login for h.example is left out: put it into ~/.netrc" in found.notes
     assert not any(secret in found.text for secret in ("pw", "token", "a:b", "tk-1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "@EXPLICIT\nhttps://h.example/t/tk-1/c/noarch/a-1-0.conda#" + "a" * 32),
+        ("environment.yml", "channels:\n- https://h.example/t/tk-1/c\ndependencies: [a]\n"),
+        ("environment.yml", "channels: [c]\ndependencies: ['https://h.example/t/tk-1/c::a']\n"),
+    ],
+)
+def test_tokens_of_channels_are_left_out_and_named(tmp_path: Path, name: str, text: str) -> None:
+    found = imported(tmp_path / name, text, "n")
+    (note,) = (note for note in found.notes if "h.example" in note)
+    assert note.startswith("the token for h.example is left out: `pixi auth login h.example ")
+    assert "tk-1" not in found.text
+
+
+def test_what_stands_for_a_login_is_kept(tmp_path: Path) -> None:
+    url = "https://${USER}:${PASSWORD}@h.example/c"
+    text = f"channels: ['{url}']\ndependencies: [a=1=0]\n"
+    (tmp_path / "environment.yml").write_text(text)
+    options = ImportOptions(name="n", relax="build")
+    found = import_spec(tmp_path / "environment.yml", tmp_path, options)
+    assert found.spec.channels == (url,)
+    assert found.spec.conda == ("a=1",)
+    assert not any("h.example" in note for note in found.notes)
 
 
 def test_logins_that_are_none_are_kept(tmp_path: Path) -> None:

@@ -111,6 +111,23 @@ def test_each_rule(tmp_path: Path, old: str, new: str, expected: tuple[str, int]
     assert found == ([expected] if expected else [])
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("[conda-forge]", "[conda-forge, 'https://me:SECRET@h.example/c']", 2),
+        ("[conda-forge]", "[conda-forge, 'https://h.example/t/SECRET/c']", 2),
+        ("- numpy=2", "- https://h.example/t/SECRET/c::numpy=2", 5),
+        ("- rich", "- rich @ git+https://SECRET@h.example/rich.git@v1.0", 8),
+    ],
+)
+def test_a_login_is_named_and_not_shown(tmp_path: Path, old: str, new: str, line: int) -> None:
+    (tmp_path / "n.yml").write_text(GOOD.replace(old, new))
+    (found,) = lint_spec(tmp_path / "n.yml", pypi_names)
+    assert (found.rule.code, found.line) == ("S116", line)
+    assert "h.example" in str(found)
+    assert "SECRET" not in str(found)
+
+
 def test_cuda_from_both_sides(tmp_path: Path) -> None:
     text = GOOD.replace("- numpy=2", "- cudatoolkit=11.8")
     assert lint(tmp_path, text.replace("- rich", "- nvidia-cudnn-cu12==9")) == [("S104", 8)]

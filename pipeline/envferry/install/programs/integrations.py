@@ -43,6 +43,9 @@ class Integrations(msgspec.Struct, frozen=True, kw_only=True):
     modulefile_dir: str | None = None
     former: tuple[str, ...] = ()
     """Files of former places that are still to be removed."""
+    written_for: str | None = None
+    """The installation that the files are of; empty before they are written. Notes of envferry 0.2
+    do not say it."""
     schema: int = 1
 
 
@@ -92,23 +95,34 @@ def _chosen(told: Path | None, now: str | None) -> str | None:
 def change_integrations(home: EnvHome, wanted: Integrations) -> None:
     """Set an environment's integrations; the caller holds its lock."""
     before = read_integrations(home)
-    stays = _paths(home, wanted)
-    former = (path for path in _paths(home, before) if path not in stays)
+    stays, there = _paths(home, wanted), _paths(home, before)
+    former = (path for path in there if path not in stays)
     # With what is to go: a command that is killed now leaves the rest to the next one.
-    noted = replace(wanted, former=tuple(map(str, former)))
+    noted = replace(
+        wanted,
+        former=tuple(map(str, former)),
+        written_for=before.written_for if there == stays else "",
+    )
     if before != noted:
         write_bytes(home.integrations, to_json(noted))
-    remove_former(home)
+    _remove_former(home, noted)
     refresh_integrations(home)
 
 
-def remove_former(home: EnvHome) -> None:
-    """Remove the files of places where an environment's integrations no longer are."""
+def settle_integrations(home: EnvHome) -> None:
+    """Finish what a command that was killed had begun; the caller holds the lock."""
     try:
         known = read_integrations(home)
+        _remove_former(home, known)
+        current = home.current_id()
+        # After a flip the old files may start another version's python.
+        if current and known.written_for not in (None, current) and _paths(home, known):
+            refresh_integrations(home)
     except PipelineError as error:
-        log.debug("skipped: %s", error)  # who reads it says so
-        return
+        log.warning("kernel and modulefile of %s may be out of date: %s", home.name, error.message)
+
+
+def _remove_former(home: EnvHome, known: Integrations) -> None:
     if not known.former:
         return
     for path in map(Path, known.former):
@@ -142,6 +156,8 @@ def refresh_integrations(home: EnvHome) -> None:
     if wanted.modulefile_dir:
         path = modulefile_path(home, wanted.modulefile_dir)
         _write(home, path, modulefile_text(home, installation))
+    if wanted != Integrations() and wanted.written_for != id_:
+        write_bytes(home.integrations, to_json(replace(wanted, written_for=id_)))
 
 
 def forget_integrations(home: EnvHome) -> None:

@@ -185,22 +185,19 @@ class RepodataServer(msgspec.Struct):
             self.expected.items += 1
         length = response.headers.get("Content-Length", "")
         self.expected.learn(url, int(length) if length.isdecimal() else 0)
-        source = cast("BinaryIO", response)
-        if url.endswith(".json.zst"):
-            # Read, not pushed: a few bytes may claim to be gigabytes.
-            source = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
         seen = 0
+
+        def advance() -> None:
+            nonlocal seen
+            # Compressed bytes, as Content-Length counts them.
+            self.advance(response.tell() - seen)
+            seen = response.tell()
+
+        source = cast("BinaryIO", response)
         try:
-            while piece := source.read(PIECE_BYTES):
-                target.write(piece)
-                # Compressed bytes, as Content-Length counts them.
-                self.advance(response.tell() - seen)
-                seen = response.tell()
-                if target.tell() > MAX_INDEX_BYTES:
-                    limit = human_bytes(MAX_INDEX_BYTES)
-                    raise _unreachable(url, f"it unpacks to more than {limit}")
-        except zstandard.ZstdError as error:
-            raise _unreachable(url, f"failed to decode it: {error}") from error
+            _copy(_unpacked(source) if url.endswith(".json.zst") else source, target, advance)
+        except ValueError as error:
+            raise _unreachable(url, str(error)) from error
 
 
 def unpack_file(source: Path, root: Path) -> Path:
@@ -216,24 +213,33 @@ def unpack_file(source: Path, root: Path) -> Path:
     with entry_lock(home):
         if not path.exists():
             partial = home / "index.partial"
-            try:
-                with source.open("rb") as packed, partial.open("wb") as target:
-                    # A file may have several frames: parallel compressors write one for each piece.
-                    content = zstandard.ZstdDecompressor().stream_reader(
-                        packed, read_across_frames=True
-                    )
-                    while piece := content.read(PIECE_BYTES):
-                        target.write(piece)
-                        if target.tell() > MAX_INDEX_BYTES:
-                            message = f"it unpacks to more than {human_bytes(MAX_INDEX_BYTES)}"
-                            raise ValueError(message)
-            except zstandard.ZstdError as error:
-                message = f"failed to decode {source}: {error}"
-                raise ValueError(message) from error
+            with source.open("rb") as packed, partial.open("wb") as target:
+                _copy(_unpacked(packed), target)
             write_bytes(home / NOTE, msgspec.json.encode(_Note(url=source.absolute().as_uri())))
             # Last: where it exists, it is whole, also after a kill.
             partial.replace(path)
     return path
+
+
+def _unpacked(packed: BinaryIO) -> BinaryIO:
+    # A file may have several frames: parallel compressors write one for each piece.
+    decompressor = zstandard.ZstdDecompressor()
+    return cast("BinaryIO", decompressor.stream_reader(packed, read_across_frames=True))
+
+
+def _copy(source: BinaryIO, target: BinaryIO, advance: Callable[[], None] = lambda: None) -> None:
+    """Write an index, plain; raise ValueError when it is too large or damaged."""
+    try:
+        # Read, not pushed: a few bytes may claim to be gigabytes.
+        while piece := source.read(PIECE_BYTES):
+            target.write(piece)
+            advance()
+            if target.tell() > MAX_INDEX_BYTES:
+                message = f"it unpacks to more than {human_bytes(MAX_INDEX_BYTES)}"
+                raise ValueError(message)
+    except zstandard.ZstdError as error:
+        message = f"failed to decode it: {error}"
+        raise ValueError(message) from error
 
 
 def _read_local(url: str) -> bytes | None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
+from envferry.base.channel_credentials import USUAL_FILE
 from envferry.errors import SpecError, UsageError
 from envferry.names import NAME_PATTERN, check_name
-from envferry.redaction import has_credentials
+from envferry.redaction import has_credentials, without_login
 from envferry.specs.drafts import SpecDraft, left_out_comment, quoted, relaxed, render_draft
 from envferry.specs.importing.conda_environments import (
     draft_conda_list,
@@ -40,6 +41,7 @@ from envferry.specs.syntax.requirement_lines import (
     rebased,
     relative,
 )
+from envferry.specs.syntax.url_logins import channel_texts, without_channel_login
 from envferry.specs.syntax.yaml_text import (
     MAX_BYTES,
     Mapping,
@@ -128,20 +130,24 @@ def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Import
         found, notes = render_draft(draft), [*draft.notes, *left_out]
     spec = _checked(found, specs_dir, source)
     what = name_mismatch(source, kind)
-    notes = list(filter(None, [what, *notes, *_logins_left_out(text, found)]))
+    given = "\n".join((text, *options.channels))
+    notes = list(filter(None, [what, *notes, *_logins_left_out(given, found)]))
     return Imported(kind=kind, spec=spec, text=found, notes=tuple(notes), lock=lock)
 
 
 def _logins_left_out(text: str, spec: str) -> list[str]:
     """Say of which hosts the logins and tokens stay behind: a spec is no place for secrets."""
-    hosts = [
-        found["host"]
-        for found in URL.finditer(text)
-        if has_credentials(found[0]) and found[0] not in spec
-    ]
-    return [
-        f"the login for {host} is left out: put it into ~/.netrc" for host in dict.fromkeys(hosts)
-    ]
+    notes = []
+    for found in URL.finditer(text):
+        host = found["host"]
+        if not has_credentials(found[0]) or found[0] in spec:
+            continue
+        if has_credentials(without_login(found[0])):
+            told = f"`pixi auth login {host} --token …` puts it into ~/{USUAL_FILE}"
+            notes.append(f"the token for {host} is left out: {told}")
+        else:
+            notes.append(f"the login for {host} is left out: put it into ~/.netrc")
+    return list(dict.fromkeys(notes))
 
 
 def _checked(text: str, specs_dir: Path, source: Path) -> Spec:
@@ -210,7 +216,10 @@ def _finished(draft: SpecDraft, source: Path, options: ImportOptions) -> SpecDra
             f" ({reasons})" if reasons else ""
         )
         raise SpecError(message, hint="add one, such as `python`, to its dependencies")
-    draft.channels = draft.channels or list(options.channels)
+    draft.channels = [
+        without_channel_login(one) for one in draft.channels or list(options.channels)
+    ]
+    draft.conda = [without_channel_login(line) for line in draft.conda]
     if draft.pip and not draft.conda:
         # No index has python itself: the pip half needs one from a channel.
         draft.conda.insert(0, f"python={options.python}" if options.python else "python")
@@ -329,7 +338,7 @@ def _missing_keys(
         if written and not options.name:
             notes.append(f"the name `{written}` cannot be used: it is now `{name}`")
     if "channels" not in root:
-        channels = ", ".join(map(quoted, options.channels))
+        channels = ", ".join(quoted(without_channel_login(one)) for one in options.channels)
         added.append(f"channels: [{channels}]")
         notes.append(f"no channels are named: using {channels}")
     return added, notes
@@ -338,15 +347,20 @@ def _missing_keys(
 def _rewrite_dependencies(
     root: Mapping, lines: list[str], folders: tuple[Path, Path], relax: RelaxLevel | None
 ) -> None:
-    """Loosen conda pins and move relative paths, each in the line where it stands."""
+    """Loosen conda pins, move relative paths and leave logins out, each in its line."""
+    for text in channel_texts(root):
+        _replace_once(lines, text, without_channel_login(text.strip()))
     dependencies = root.get("dependencies")
     for item in dependencies if isinstance(dependencies, Sequence) else ():
         if isinstance(item, Text):
-            _replace_once(lines, item, relaxed(item.strip(), relax))
+            _replace_once(lines, item, relaxed(without_channel_login(item.strip()), relax))
         elif isinstance(item, Mapping) and isinstance(item.get("pip"), Sequence):
             for line in item["pip"]:
-                if isinstance(line, Text) and folders[0].resolve() != folders[1].resolve():
-                    _replace_once(lines, line, _moved(line.strip(), *folders))
+                if isinstance(line, Text):
+                    moves = folders[0].resolve() != folders[1].resolve()
+                    asked = line.strip()
+                    new = _moved(asked, *folders) if moves else without_login(asked)
+                    _replace_once(lines, line, new)
 
 
 def _moved(line: str, folder: Path, base: Path) -> str:

@@ -13,6 +13,7 @@ from envferry.base.run_time_compilers import INDUCTOR, NEEDS, compiler_findings
 from envferry.redaction import fit_to_show
 from envferry.specs.channel_names import channel_name
 from envferry.specs.lint.ignored_lines import BASE_PREFIX, ignored_lines
+from envferry.specs.lint.login_lines import login_lines
 from envferry.specs.lint.rules import RULES
 from envferry.specs.reading import parse_spec
 from envferry.specs.syntax.conda_lines import conda_name, parse_conda_line
@@ -156,6 +157,7 @@ def lint_spec(
     asked.platforms = spec.options.platforms
     asked.selected = bool(selector_lines(text))
     found = [*_pip_lines(asked), *_file(asked), *ignored_lines(root, text, asked.lines)]
+    found += login_lines(root, asked.lines)
     met: dict[tuple[str, int, str], _Found] = {}
     # The text is read again for each, as selectors drop lines of the text, not of the tree.
     for platform in spec.platforms:

@@ -108,5 +108,12 @@ RULES = {
             why="`release` does not publish what holds it",
             fix="take another package, or change the policy that license_policy names",
         ),
+        Rule(
+            code="S116",
+            title="A login or a token in a URL",
+            why="whoever reads the spec, or its history, has it",
+            fix="write the URL without it; put a login into ~/.netrc, a channel's token into "
+            "~/.rattler/credentials.json (`pixi auth login HOST --token …`)",
+        ),
     )
 }

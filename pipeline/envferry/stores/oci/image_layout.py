@@ -36,7 +36,7 @@ from envferry.stores.oci.documents import (
     not_ours,
     read_index,
 )
-from envferry.stores.oci.key_tags import IMAGE_TAG, INTERNAL, REFERRERS_TAG
+from envferry.stores.oci.key_tags import IMAGE_TAG, INTERNAL, REFERRERS_TAG, RUNNABLE_TAG
 from envferry.stores.oci.port import FoundContent
 from envferry.stores.port import Incomplete
 
@@ -391,4 +391,4 @@ def _by_tag(one: Reference) -> str:
 def _is_internal(name: str) -> bool:
     """Whether a tag is for envferry only: people name tags."""
     tag = name.rpartition(":")[2]
-    return any(kind.fullmatch(tag) for kind in (INTERNAL, IMAGE_TAG, REFERRERS_TAG))
+    return any(kind.fullmatch(tag) for kind in (INTERNAL, IMAGE_TAG, REFERRERS_TAG, RUNNABLE_TAG))

@@ -37,6 +37,8 @@ IMAGE_TAG = re.compile(rf"(?P<platform>{PLATFORM})-(?P<id>{ID})")
 REFERRERS_TAG = re.compile(r"(?P<algorithm>sha256)-(?P<hex>[0-9a-f]{64})(\.(att|sig|sbom))?")
 RUNNABLE = "run."
 """Begins the tags of images that have a system below an environment."""
+RUNNABLE_TAG = re.compile(rf"run\._t\.(?P<platform>{PLATFORM})\.(?P<tag>.+)")
+"""The image that `run.TAG` has for a platform: its index is made of these."""
 ARCHIVE = "archive"
 """What an archive is called in a tag: its own name would repeat the rest of it."""
 ENCODED_NAME = "x--"

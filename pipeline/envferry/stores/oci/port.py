@@ -19,7 +19,7 @@ class FoundContent(msgspec.Struct, frozen=True):
     digest: str
 
 
-class Upload(Protocol):
+class BlobUpload(Protocol):
     """A blob on its way in, sent from its first byte to its last."""
 
     @property
@@ -98,6 +98,6 @@ class Repositories(Protocol):
         """Return `length` bytes of a blob from `offset`; NotFound when it is not there."""
         ...
 
-    def upload(self, repository: str, resumed: str | None = None) -> Upload:
-        """Begin a blob, or go on with one that `Upload.token` named."""
+    def upload(self, repository: str, resumed: str | None = None) -> BlobUpload:
+        """Begin a blob, or go on with one that `BlobUpload.token` named."""
         ...

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from envferry.stores.oci.port import Repositories, Upload
+    from envferry.stores.oci.port import BlobUpload, Repositories
     from envferry.stores.source import ContentSource, Piece
 
 log = logging.getLogger(__name__)
@@ -192,12 +192,12 @@ class _Sender:
     """The chunk that is being sent."""
     failures: int = 0
     was_resumed: bool = False
-    upload: Upload = field(init=False)
+    upload: BlobUpload = field(init=False)
 
     def __post_init__(self) -> None:
         self.upload = self._resume() or self.space.upload(self.repository)
 
-    def _resume(self) -> Upload | None:
+    def _resume(self) -> BlobUpload | None:
         token = self.notes.resumed()
         if token is None:
             return None

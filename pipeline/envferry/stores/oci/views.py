@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,11 +34,11 @@ from envferry.stores.oci.documents import (
     read_manifest,
     titled,
 )
-from envferry.stores.oci.key_tags import RUNNABLE, TAG_TAG, ArchiveName
+from envferry.stores.oci.key_tags import RUNNABLE, RUNNABLE_TAG, TAG_TAG, ArchiveName
 from envferry.stores.oci.sending import send_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from envferry.stores.oci.key_tags import Names, OciTag
     from envferry.stores.oci.port import Repositories
@@ -123,7 +124,7 @@ class Views:
         """Write an image that has a system below an archive, and have tags name it.
 
         `archive` is its name, platform and id. The index of a tag keeps the images that it has for
-        other platforms. Returns what the image is called.
+        other platforms, also those that others write meanwhile. Returns what the image is called.
         """
         named = ArchiveName(*archive)
         repository = self.names.repository(named.name)
@@ -131,32 +132,52 @@ class Views:
         send_bytes(self.space, repository, config, blob)
         data = image_manifest(config=blob, layers=layers, annotations={ENVIRONMENT: named.name})
         self.space.put_manifest(repository, f"{RUNNABLE}{named.tag}", data, MANIFEST)
-        platform = Platform.of(named.platform)
-        image = msgspec.structs.replace(describe(data, MANIFEST), platform=platform)
         for tag in tags:
-            name = f"{RUNNABLE}{tag}"
-            found = self.space.manifest(repository, name)
-            there = read_index(found.data, f"{repository}:{name}").manifests if found else ()
-            # An index has one image for each platform: an older one of this platform goes.
-            others = tuple(one for one in there if one.platform != platform)
-            index = image_index((*others, image), {REF_NAME: name, ENVIRONMENT: named.name})
-            self.space.put_manifest(repository, name, index, INDEX)
+            # Before the index, which is made of these, whoever writes it.
+            alone = f"{RUNNABLE}_t.{named.platform}.{tag}"
+            self.space.put_manifest(repository, alone, data, MANIFEST)
+            self._settle(repository, f"{RUNNABLE}{tag}", partial(self._runnable_index, named, tag))
         names = (*tags, named.tag)
         return tuple(f"{self.space.name}/{repository}:{RUNNABLE}{tag}" for tag in names)
 
+    def _runnable_index(self, named: ArchiveName, tag: str) -> bytes | None:
+        """Return the index of the images that have a system below them; None without any."""
+        repository, name = self.names.repository(named.name), f"{RUNNABLE}{tag}"
+        found = self.space.manifest(repository, name)
+        # Those of envferry 0.2 are in the index alone.
+        there = read_index(found.data, f"{repository}:{name}").manifests if found else ()
+        images = {one.platform: one for one in there if one.platform}
+        for one in self.space.tags(repository):
+            match = RUNNABLE_TAG.fullmatch(one)
+            image = self.space.manifest(repository, one) if match and match["tag"] == tag else None
+            if match and image:
+                platform = Platform.of(match["platform"])
+                described = describe(image.data, MANIFEST)
+                images[platform] = msgspec.structs.replace(described, platform=platform)
+        # In one order, by which equal indexes are known.
+        listed = sorted(images.items(), key=lambda item: (item[0].os, item[0].architecture))
+        annotations = {REF_NAME: name, ENVIRONMENT: named.name}
+        return image_index(tuple(image for _, image in listed), annotations) if listed else None
+
     def _remove_runnable(self, archive: ArchiveName) -> None:
-        """Remove what has a system below an archive, and the indexes that list it."""
+        """Remove what has a system below an archive, also from the indexes that list it."""
         repository = self.names.repository(archive.name)
         digest = self.space.manifest_digest(repository, f"{RUNNABLE}{archive.tag}")
         if digest is None:
             return
+        lists: list[str] = []
         for tag in [one for one in self.space.tags(repository) if one.startswith(RUNNABLE)]:
             found = self.space.manifest(repository, tag)
             # Searched as text: in an index that we wrote, a digest stands
             # for an image and nothing else.
             if found and digest.encode() in found.data:
                 self.space.delete_manifest(repository, found.digest)
+                lists.append(tag)
         self.space.delete_manifest(repository, digest)
+        # The images of other platforms keep the name.
+        for name in lists:
+            tag = name.removeprefix(RUNNABLE)
+            self._settle(repository, name, partial(self._runnable_index, archive, tag))
 
     def note_referrer(
         self, repository: str, subject: Descriptor, referrer: Descriptor, *, is_kept: bool
@@ -240,23 +261,27 @@ class Views:
             log.info("%s stays: %s", digest, error)
 
     def update_tag(self, tag: OciTag) -> None:
-        """Rewrite the index of a tag: one image for each platform that has this tag.
+        """Rewrite the index of a tag: one image for each platform that has this tag."""
+        repository = self.names.repository(tag.name)
+        self._settle(repository, tag.tag, lambda: self._index_of(repository, tag))
+
+    def _settle(self, repository: str, name: str, make: Callable[[], bytes | None]) -> None:
+        """Write the index that follows from other tags; remove it where none does.
 
         Two writers, each for a platform of its own, may both have begun before the other had
         written: so each looks again, until what is there follows from what is there.
         """
-        repository = self.names.repository(tag.name)
 
         def attempt() -> None:
-            wanted = self._index_of(repository, tag)
-            there = self.space.manifest_digest(repository, tag.tag)
+            wanted = make()
+            there = self.space.manifest_digest(repository, name)
             if there == (digest_of(wanted) if wanted else None):
                 return
             if wanted:
-                self.space.put_manifest(repository, tag.tag, wanted, INDEX)
+                self.space.put_manifest(repository, name, wanted, INDEX)
             elif there:
                 self.space.delete_manifest(repository, there)
-            message = f"{tag.tag} in {repository} at {self.space.name} is changed again and again"
+            message = f"{name} in {repository} at {self.space.name} is changed again and again"
             # Written, so look once more: only when a look finds nothing to change is it right.
             raise Transient(StoreError(message, hint="run it again"))
 
