@@ -33,7 +33,7 @@ is_ref() {
 install() {
     left=$tries
     while :; do
-        said=$(envferry install --quiet "$1" 2>&1 </dev/null)
+        said=$(envferry install --quiet --unless-current "$1" 2>&1 </dev/null)
         code=$?
         left=$((left - 1))
         [ "$code" = "$busy" ] && [ "$left" -gt 0 ] || break

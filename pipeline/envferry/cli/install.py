@@ -102,6 +102,12 @@ class InstallCommandOptions(
         help="Read every file before it is shared, even if nothing was written to it since the last"
         " install or verification.",
     )
+    unless_current: bool = option(
+        "--unless-current",
+        is_flag=True,
+        help="Change nothing where the records of this host say that REF is current, signed by who "
+        "is trusted, and passed its checks: one request, no file is looked at.",
+    )
     mount: bool = option(
         "--mount",
         is_flag=True,
@@ -139,7 +145,7 @@ def install(console: Console, options: InstallCommandOptions) -> None:
     `envferry install demo --envs-dir ./conda/envs --prefix /opt/conda/envs/demo`
     """
     from envferry.install.stage import install_artifact, preview_install
-    from envferry.registry.accepted_sources import opened_archive, origin_of
+    from envferry.registry.accepted_sources import opened_archive, origin_of, settled
 
     trust = load_trust(
         options.trusted_keys,
@@ -152,6 +158,11 @@ def install(console: Console, options: InstallCommandOptions) -> None:
     if options.mount:
         install_mounted(console, options, trust)
         return
+    if options.unless_current:
+        wanted = options.as_install_options(None)
+        if there := settled(options.ref, options.registry, trust, wanted):
+            console.result(there, lambda: [describe_installation(there, wanted)])
+            return
     with opened_archive(options.ref, options.registry, trust) as (source, manifest):
         origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
         wanted = options.as_install_options(origin)

@@ -24,7 +24,7 @@ from envferry.names import ENVS_DIR
 from envferry.registry.layout import tag_key
 from envferry.registry.publish import sign_published
 from envferry.registry.release_lookup import differences
-from envferry.registry.tags import preview_move, read_tag
+from envferry.registry.tags import find_tag, preview_move
 from envferry.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def move_all_tags(registry: Registry, manifests: Sequence[Manifest], tags: tuple
     moved: list[tuple[TagName, str | None]] = []
     try:
         for name, id_ in names:
-            _, before = read_tag(registry, tag_key(name.name, name.platform, name.tag))
+            before = find_tag(registry, tag_key(name.name, name.platform, name.tag))
             # Noted before it is moved: a move whose answer is lost is moved back as well.
             moved.append((name, before.id if before else None))
             registry.move_tag(name.name, name.platform, name.tag, id_)

@@ -13,6 +13,7 @@ from envferry.base.files import absolute_path
 from envferry.install.records.actor import current_actor
 from envferry.install.records.env_home import IMAGE_SUFFIX
 from envferry.install.records.installation import Origin
+from envferry.install.unchanged import is_signed_by, settled_installation
 from envferry.names import Ref, current_platform
 from envferry.redaction import fit_to_show
 from envferry.registry.registry import PublishedArchive, Registry
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from envferry.archive.reader import Source
+    from envferry.install.plan import InstallOptions
+    from envferry.install.records.installation import Installation
     from envferry.models import Manifest
     from envferry.progress import Progress
     from envferry.trust.attestations import VerifiedArtifact
@@ -60,6 +63,34 @@ def opened_archive(
     # One request, which names a missing archive; later it would show up as a failed range read.
     place.require_archive(manifest)
     yield PublishedArchive(place, manifest), manifest
+
+
+def settled(ref: str, registry: str, trust: Trust, options: InstallOptions) -> Installation | None:
+    """Return what is current, if it is what a ref means now and an install would leave it so.
+
+    One request tells what a tag means, none is needed for an id; the rest is in this host's
+    records. None where these leave a doubt. Raises IntegrityError for what was revoked, and for a
+    tag that is not in order.
+    """
+    if is_file_ref(ref):
+        return None
+    wanted, platform = Ref.parse(ref), current_platform()
+    there = settled_installation(wanted.name, options)
+    if there is None or not _is_accepted(there, trust):
+        return None
+    place = replace(Registry.open(registry), trust=trust)
+    id_ = wanted.version if wanted.is_id else place.resolve(wanted, platform)
+    trust.forbid_revoked(wanted.name, platform, id_)
+    return there if there.id == id_ else None
+
+
+def _is_accepted(installation: Installation, trust: Trust) -> bool:
+    """Whether those who are trusted now had signed an installation, by its record."""
+    keys, names = [key.id for key in trust.keys_for("release")], trust.identities.accepted
+    needs_keys = trust.asks_release_keys
+    return (not needs_keys or is_signed_by(installation, keys, trust.least_for("release"))) and (
+        not names or is_signed_by(installation, [*map(str, names)], 1)
+    )
 
 
 def check_file(path: Path, manifest: Manifest, trust: Trust) -> None:

@@ -24,7 +24,7 @@ from envferry.base.workers import Workers
 from envferry.errors import IntegrityError, NotFound, SpecError, UsageError
 from envferry.registry.inventory import Folder, list_inventory, require_known
 from envferry.registry.layout import ATTACHMENTS, LOCK_FILE, PRUNING, tag_key
-from envferry.registry.tags import read_tag
+from envferry.registry.tags import find_tag
 from envferry.stores.port import Incomplete
 from envferry.trust.attestations import decode_envelope, verify_attestation, verify_subjects
 from envferry.trust.sigstore_bundle import require_sound_bundle
@@ -218,7 +218,7 @@ class _Checker(msgspec.Struct, frozen=True):
         key = tag_key(name.name, name.platform, name.tag)
         again = f"point it to an artifact: `envferry tag {name.name}@ID {name.tag}`"
         try:
-            _, record = read_tag(self.registry, key)
+            record = find_tag(self.registry, key)
             if record and self.registry.trust:
                 self.registry.trust.check_tag(name, record, f"the tag {name}")
         except BAD as error:

@@ -11,7 +11,7 @@ from envferry.base.workers import Workers
 from envferry.errors import NotFound, StoreError
 from envferry.names import NAME_PATTERN, check_name
 from envferry.registry.layout import DELTAS, ENVS, TAGS, artifact_folder, folder_of, is_manifest
-from envferry.registry.tags import read_tag
+from envferry.registry.tags import find_tag
 from envferry.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def list_entries(registry: Registry, name: str | None) -> tuple[RegistryEntry, .
         # Signatures are not checked: a listing says what is there, not what may be installed.
         manifests = pool.map(lambda folder: registry.described(*folder), folders)
         # Queued before the manifests are waited for: both are read at the same time.
-        records = pool.map(lambda key: read_tag(registry, key)[1], tag_keys)
+        records = pool.map(lambda key: find_tag(registry, key), tag_keys)
         tags = dict(zip(tag_keys, records, strict=True))
         return tuple(_entry(manifest, tags, there) for manifest in manifests)
 
@@ -65,7 +65,7 @@ def list_tags(registry: Registry, name: str, platform: str) -> dict[str, str]:
     prefix = f"{TAGS}{check_name(name, 'environment name')}/{platform}/"
     keys = sorted(listed.key for listed in registry.store.list(prefix) if _is_named(listed.key))
     with Workers(READERS, "list") as pool:
-        records = pool.map(lambda key: read_tag(registry, key)[1], keys)
+        records = pool.map(lambda key: find_tag(registry, key), keys)
         return {
             key.removeprefix(prefix): record.id
             for key, record in zip(keys, records, strict=True)

@@ -15,7 +15,7 @@ from envferry.registry.host_reports import hosts_of_artifacts, read_fleet
 from envferry.registry.inventory import Folder, Inventory, list_inventory, require_known
 from envferry.registry.layout import ENVS, TAGS, tag_key
 from envferry.registry.removal import remove_artifact
-from envferry.registry.tags import read_tag
+from envferry.registry.tags import find_tag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,7 +174,7 @@ def _tagged(
     names = [tag for tag in found.tags if scope.has(tag.name, tag.platform)]
     keys = [tag_key(tag.name, tag.platform, tag.tag) for tag in names]
     with Workers(8, "prune") as pool:
-        records = list(pool.map(lambda key: read_tag(registry, key)[1], keys))
+        records = list(pool.map(lambda key: find_tag(registry, key), keys))
     tagged: dict[tuple[str, str, str], list[str]] = {}
     for name, record in zip(names, records, strict=True):
         if record:

@@ -36,7 +36,7 @@ from envferry.registry.layer_cuts import layered
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.sigstore_bundles import place_sigstore_bundle, sigstore_bundle_for
-from envferry.registry.tags import read_tag
+from envferry.registry.tags import find_tag
 from envferry.stores.port import KeyTaken, stat_whole
 from envferry.stores.receive import incoming_of_file
 from envferry.stores.source import ContentSource
@@ -274,7 +274,7 @@ def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange
 
     name, platform = manifest.name, manifest.platform
     # Each push moves `latest`, so its version is the likeliest to share frames with the new one.
-    _, record = read_tag(target, tag_key(name, platform, DEFAULT_TAG))
+    record = find_tag(target, tag_key(name, platform, DEFAULT_TAG))
     if not record:
         return ()
     before = target.published(artifact_folder(name, platform, record.id))

@@ -42,7 +42,7 @@ from envferry.registry.publish import (
     publish_artifact,
     require_whole,
 )
-from envferry.registry.tags import move_tag, read_tag
+from envferry.registry.tags import find_tag, move_tag
 from envferry.stores.local import reader_into
 from envferry.stores.opening import open_store
 from envferry.stores.source import ContentSource
@@ -150,7 +150,7 @@ class Registry(msgspec.Struct, frozen=True):
             if not self.store.stat(folder + REGISTRY_MANIFEST):
                 raise unknown(self, ref, platform)
             return ref.version
-        _, record = read_tag(self, tag_key(ref.name, platform, ref.version))
+        record = find_tag(self, tag_key(ref.name, platform, ref.version))
         if not record:
             raise unknown(self, ref, platform)
         # Here, and not in `read_tag`, which also serves those who move or repair tags.

@@ -26,15 +26,18 @@ if TYPE_CHECKING:
 
 
 def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord | None]:
-    """Read a tag; its version is taken first, so that a later move is noticed."""
+    """Read a tag that is to be moved; its version is taken first, so a later move is noticed."""
     stat = registry.store.stat(key)
-    if not stat:
-        return None, None
+    # Removed since the look: its version makes `replace` fail and try again.
+    return stat, find_tag(registry, key) if stat else None
+
+
+def find_tag(registry: Registry, key: str) -> SignedTagRecord | None:
+    """Read a tag, in one request; None where there is none."""
     try:
         data = registry.store.read(key)
     except NotFound:
-        # Removed since the look; its version makes `replace` fail and try again.
-        return stat, None
+        return None
     hint = "remove that file, then run `envferry tag REF TAG`"
     try:
         record = from_json(data, SignedTagRecord, f"{key} in {registry.url}")
@@ -44,7 +47,7 @@ def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord
     if not ID_PATTERN.fullmatch(record.id):
         message = f"{key} in {registry.url} is damaged: {record.id!r} is not a valid id"
         raise IntegrityError(message, hint=hint)
-    return stat, record
+    return record
 
 
 def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
@@ -64,7 +67,7 @@ def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
 
 def preview_move(registry: Registry, name: TagName, id_: str) -> tuple[TagRecord | None, TagRecord]:
     """Return what a tag holds and what it would hold; raise what stands against the move."""
-    _, record = read_tag(registry, tag_key(name.name, name.platform, name.tag))
+    record = find_tag(registry, tag_key(name.name, name.platform, name.tag))
     return record, _moved(registry.signer, name, record, id_)
 
 
@@ -90,7 +93,7 @@ def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
 
 
 def _moved_by_others(registry: Registry, name: TagName, id_: str) -> StoreError:
-    _, winner = read_tag(registry, tag_key(name.name, name.platform, name.tag))
+    winner = find_tag(registry, tag_key(name.name, name.platform, name.tag))
     holder = (
         f"it is at {winner.id} now (move {winner.counter})" if winner else "it no longer exists"
     )

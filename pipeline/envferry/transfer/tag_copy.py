@@ -13,7 +13,7 @@ from envferry.errors import StoreError
 from envferry.names import DEFAULT_TAG
 from envferry.registry.layout import TAGS, artifact_folder, tag_key
 from envferry.registry.removal import require_kept, require_settled
-from envferry.registry.tags import read_tag
+from envferry.registry.tags import find_tag, read_tag
 from envferry.stores.port import CannotList, LostRace, lost_races_as_transient
 from envferry.transfer.copy import WRONG
 from envferry.trust.signed_tags import TagName
@@ -67,7 +67,7 @@ def tags_to_copy(
             continue
         tag_name = TagName(name=name, platform=platform, tag=tag)
         try:
-            _, record = read_tag(source, tag_key(name, platform, tag))
+            record = find_tag(source, tag_key(name, platform, tag))
             if record and source.trust:
                 source.trust.check_tag(tag_name, record, f"the tag {tag_name} in {source.url}")
         except WRONG as error:
