@@ -42,7 +42,7 @@ class LastChecked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstallationState(msgspec.Struct, frozen=True, kw_only=True):
-    """`ID.state` beside the record: notes for people and monitoring; nothing depends on it."""
+    """`ID.state` beside the record: notes for people, monitoring and `install --unless-current`."""
 
     verified: LastVerified | None = None
     checked: LastChecked | None = None
