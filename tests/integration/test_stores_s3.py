@@ -28,7 +28,7 @@ from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prun
 from envferry.registry.push import push_artifact
 from envferry.stores.opening import open_store
 from envferry.stores.port import KnownRange
-from envferry.stores.receive import incoming_of_file
+from envferry.stores.receive import content_of_file
 from envferry.stores.s3.multipart import (
     LARGEST_PART,
     LEAST_PART,
@@ -215,8 +215,8 @@ def test_what_is_known_is_copied_in_the_store(
         )
         plan.sent.clear()
         done: list[int] = []
-        with incoming_of_file(new) as incoming:
-            store.receive("a/new", incoming, done.append, known)
+        with content_of_file(new) as content:
+            store.receive("a/new", content, done.append, known)
         assert plan.sent_bytes < 11 << 20
         assert sum(done) == new.stat().st_size
         assert store.read("a/new") == new.read_bytes()
@@ -241,16 +241,16 @@ def test_a_damaged_archive_is_found_out_while_it_is_sent(
         stream.write(b"damage")
     with (
         pytest.raises(IntegrityError, match=f"{new} is damaged: XXH3-128 is") as caught,
-        incoming_of_file(new, digests) as incoming,
+        content_of_file(new, digests) as content,
     ):
-        store.receive("new", incoming, known=known)
+        store.receive("new", content, known=known)
     assert caught.value.hint == "pack the environment again, or fetch it again"
     assert store.stat("new") is None
     assert uploads(store) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
     new.write_bytes(whole)
-    with incoming_of_file(new, digests) as incoming:
-        store.receive("new", incoming, known=known)
+    with content_of_file(new, digests) as content:
+        store.receive("new", content, known=known)
     assert store.read("new") == whole
 
 

@@ -38,7 +38,7 @@ from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.sigstore_bundles import place_sigstore_bundle, sigstore_bundle_for
 from envferry.registry.tags import read_tag
 from envferry.stores.port import KeyTaken, stat_whole
-from envferry.stores.receive import incoming_of_file
+from envferry.stores.receive import content_of_file
 from envferry.stores.source import ContentSource
 from envferry.trust.attestations import (
     attest,
@@ -169,7 +169,7 @@ def sign_published(target: Registry, manifest: Manifest, data: bytes) -> bool:
     source = ArtifactSource(
         manifest=manifest,
         companions=replace(companions, proof=proof),
-        archive=target.incoming_archive(manifest),
+        archive=target.archive_content(manifest),
     )
     sigstore = sigstore_bundle_for(target, manifest, proof, data)
     signed = _place_attestation(target, source, data)
@@ -235,8 +235,8 @@ def _place_archive(
                 store.receive(key, source.archive, advance)
             elif compares_while_sending(target):
                 known = _known(target, source.archive, manifest)
-                with _file_source(source.archive, manifest) as incoming:
-                    store.receive(key, incoming, advance, known)
+                with _file_source(source.archive, manifest) as content:
+                    store.receive(key, content, advance, known)
             else:
                 store.create_from_file(key, source.archive, advance)
         except KeyTaken:
@@ -263,8 +263,8 @@ def compares_while_sending(target: Registry) -> bool:
 def _file_source(path: Path, manifest: Manifest) -> Iterator[ContentSource]:
     """Yield a file that becomes a value only if its digests are the manifest's."""
     facts = manifest.archive
-    with incoming_of_file(path, (facts.xxh128, facts.blake3)) as incoming:
-        yield replace(incoming, tar_sha256=facts.tar_sha256)
+    with content_of_file(path, (facts.xxh128, facts.blake3)) as content:
+        yield replace(content, tar_sha256=facts.tar_sha256)
 
 
 def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange, ...]:

@@ -232,7 +232,7 @@ class Registry(msgspec.Struct, frozen=True):
         """
         check_manifest(self.open_archive(manifest), manifest)
 
-    def incoming_archive(self, manifest: Manifest) -> ContentSource:
+    def archive_content(self, manifest: Manifest) -> ContentSource:
         """Return an archive as a store takes it: in pieces, compared with its manifest."""
         facts, key = manifest.archive, archive_key(manifest)
         return ContentSource(
