@@ -34,6 +34,7 @@ from envferry.registry.compare_and_swap import compare_and_swap
 from envferry.registry.known_frames import find_known
 from envferry.registry.layer_cuts import layered
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
+from envferry.registry.published_archive import PublishedArchive
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.sigstore_bundles import place_sigstore_bundle, sigstore_bundle_for
 from envferry.registry.tags import read_tag
@@ -269,9 +270,6 @@ def _file_source(path: Path, manifest: Manifest) -> Iterator[ContentSource]:
 
 def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange, ...]:
     """Return what of a file is in the target, in the version that `latest` points to."""
-    # Imported here: registry.py imports this module.
-    from envferry.registry.registry import PublishedArchive
-
     name, platform = manifest.name, manifest.platform
     # Each push moves `latest`, so its version is the likeliest to share frames with the new one.
     _, record = read_tag(target, tag_key(name, platform, DEFAULT_TAG))
