@@ -114,7 +114,7 @@ def test_an_upload_that_is_gone_does_not_stay(
         if seen[0] == len(data):
             ended[0] = store.delete_unfinished("", 0)
 
-    incoming = ContentSource(
+    content = ContentSource(
         name="large",
         size=len(data),
         token="large",
@@ -123,7 +123,7 @@ def test_an_upload_that_is_gone_does_not_stay(
         watch=watch,
     )
     with pytest.raises(IntegrityError, match="large is damaged"):
-        store.receive("large", incoming)
+        store.receive("large", content)
     assert ended == [1]
     assert not [one for one in caplog.records if one.levelname == "WARNING"]
 

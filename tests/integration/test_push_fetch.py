@@ -124,12 +124,12 @@ class WatchedStore:
     def receive(
         self,
         key: str,
-        incoming: ContentSource,
+        content: ContentSource,
         advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Pass on."""
-        self.store.receive(key, incoming, advance, known)
+        self.store.receive(key, content, advance, known)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Pass on."""

@@ -31,7 +31,7 @@ from envferry.registry import Registry
 from envferry.registry.push import push_artifact
 from envferry.stores.opening import open_store
 from envferry.stores.port import KnownRange
-from envferry.stores.receive import incoming_of_file
+from envferry.stores.receive import content_of_file
 from envferry.stores.s3.multipart import PART_BYTES
 from tests.support.artifacts import make_artifact
 from tests.support.cli_runner import ENVFERRY
@@ -343,8 +343,8 @@ def test_what_the_store_will_not_copy_is_sent(
         for number, fault in enumerate((None, "denied", "unimplemented")):
             plan.copies = fault
             plan.sent.clear()
-            with incoming_of_file(new) as incoming:
-                store.receive(f"new-{number}", incoming, known=known)
+            with content_of_file(new) as content:
+                store.receive(f"new-{number}", content, known=known)
             assert store.read(f"new-{number}") == new.read_bytes()
             assert (plan.sent_bytes > len(data)) == (fault is not None)
 
@@ -395,13 +395,13 @@ def test_a_damaged_part_beside_copied_ones_is_refused(
         store = open_store(s3_url)
         store.create_from_file("old", old)
         plan.flips, checksums = True, plan.seen["checksums"]
-        with pytest.raises(StoreError, match="damaged"), incoming_of_file(new) as incoming:
-            store.receive("new", incoming, known=known)
+        with pytest.raises(StoreError, match="damaged"), content_of_file(new) as content:
+            store.receive("new", content, known=known)
         assert store.stat("new") is None
         assert plan.seen["checksums"] == checksums
         plan.flips = False
-        with incoming_of_file(new) as incoming:
-            store.receive("new", incoming, known=known)
+        with content_of_file(new) as content:
+            store.receive("new", content, known=known)
         assert store.read("new") == new.read_bytes()
 
 

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envferry.artifacts import write_companions
-from envferry.errors import StoreError
+from envferry.base.files import digest_file
+from envferry.errors import IntegrityError, StoreError
 from envferry.models import Artifact, Manifest
 from envferry.process import run
 from envferry.progress import Silent
@@ -27,7 +28,7 @@ from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prun
 from envferry.registry.push import push_artifact
 from envferry.stores.opening import open_store
 from envferry.stores.port import KnownRange
-from envferry.stores.receive import incoming_of_file
+from envferry.stores.receive import content_of_file
 from envferry.stores.s3.multipart import (
     LARGEST_PART,
     LEAST_PART,
@@ -214,11 +215,43 @@ def test_what_is_known_is_copied_in_the_store(
         )
         plan.sent.clear()
         done: list[int] = []
-        with incoming_of_file(new) as incoming:
-            store.receive("a/new", incoming, done.append, known)
+        with content_of_file(new) as content:
+            store.receive("a/new", content, done.append, known)
         assert plan.sent_bytes < 11 << 20
         assert sum(done) == new.stat().st_size
         assert store.read("a/new") == new.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["what is copied", "what is sent"])
+def test_a_damaged_archive_is_found_out_while_it_is_sent(
+    s3_url: str, tmp_path: Path, damage: str
+) -> None:
+    """The server copies what an index says that it has: the file itself may hold other bytes."""
+    store = open_store(s3_url)
+    assert isinstance(store, S3Store)
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(os.urandom(2 * PART_BYTES))
+    whole = os.urandom(PART_BYTES) + old.read_bytes()
+    new.write_bytes(whole)
+    digests = digest_file(new)
+    known = (KnownRange(PART_BYTES, 2 * PART_BYTES, "old", 0),)
+    store.create_from_file("old", old)
+    with new.open("r+b") as stream:
+        stream.seek(5 if damage == "what is sent" else 2 * PART_BYTES + 5)
+        stream.write(b"damage")
+    with (
+        pytest.raises(IntegrityError, match=f"{new} is damaged: XXH3-128 is") as caught,
+        content_of_file(new, digests) as content,
+    ):
+        store.receive("new", content, known=known)
+    assert caught.value.hint == "pack the environment again, or fetch it again"
+    assert store.stat("new") is None
+    assert uploads(store) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
+    new.write_bytes(whole)
+    with content_of_file(new, digests) as content:
+        store.receive("new", content, known=known)
+    assert store.read("new") == whole
 
 
 @given(st.data())

@@ -50,12 +50,12 @@ class RecordingStore(DirectoryStore, frozen=True):
     def receive(
         self,
         key: str,
-        incoming: ContentSource,
+        content: ContentSource,
         advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Write a value, and note it."""
-        DirectoryStore.receive(self, key, incoming, advance, known)
+        DirectoryStore.receive(self, key, content, advance, known)
         self._note(key)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:

@@ -107,9 +107,9 @@ class WheelBuilder(msgspec.Struct, frozen=True, kw_only=True):
 
         `work_dir` must not be there yet. Raises IntegrityError for a source that is not as locked.
         """
-        incoming = work_dir / "in"
-        incoming.mkdir(parents=True)
-        source = self.sources.place(package, incoming)
+        downloaded = work_dir / "in"
+        downloaded.mkdir(parents=True)
+        source = self.sources.place(package, downloaded)
         requires = self.requires(package)
         cache, progress = self.sources.cache, self.sources.progress
         files = cache.fetch_all(requires, progress=progress, offline=self.sources.offline)

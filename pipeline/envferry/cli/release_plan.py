@@ -77,7 +77,7 @@ class ReleasePlanner:
         """Read the index of a published archive."""
         from envferry.archive.identity import check_manifest
         from envferry.archive.reader import Archive
-        from envferry.registry.registry import PublishedArchive
+        from envferry.registry import PublishedArchive
 
         archive = Archive(PublishedArchive(self.target, manifest))
         check_manifest(archive, manifest)

@@ -17,8 +17,8 @@ from envferry.follow.follow_state import (
 from envferry.install.programs.in_use import describe, look_for_users
 from envferry.install.remove import remove_old
 from envferry.install.stage import install_artifact
+from envferry.registry import PublishedArchive
 from envferry.registry.layout import tag_key
-from envferry.registry.registry import PublishedArchive
 
 if TYPE_CHECKING:
     from collections.abc import Callable

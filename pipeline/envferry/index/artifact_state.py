@@ -14,7 +14,7 @@ from envferry.index.file_rows import FileList, file_lists
 from envferry.index.registry_keys import Place, list_folder
 from envferry.names import ID_PATTERN
 from envferry.registry.layout import tag_key
-from envferry.stores.s3.multipart import Unreachable
+from envferry.stores.port import Unreachable
 from envferry.trust.signed_tags import SignedTagRecord, TagName
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.errors import PipelineError
-from envferry.stores.s3.multipart import Unreachable
+from envferry.stores.port import Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -13,7 +13,8 @@ An artifact is published when its manifest is there; a copy of the files is a re
 from __future__ import annotations
 
 from envferry.registry.layout import ATTACHMENTS, ENVS, LOCK_FILE, TAGS, check_tag
-from envferry.registry.registry import PublishedArchive, Registry
+from envferry.registry.published_archive import PublishedArchive
+from envferry.registry.registry import Registry
 from envferry.registry.removal import RemovedMeanwhile
 
 __all__ = [

@@ -16,7 +16,8 @@ from envferry.install.records.installation import Origin
 from envferry.install.unchanged import is_signed_by, settled_installation
 from envferry.names import Ref, current_platform
 from envferry.redaction import fit_to_show
-from envferry.registry.registry import PublishedArchive, Registry
+from envferry.registry.published_archive import PublishedArchive
+from envferry.registry.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

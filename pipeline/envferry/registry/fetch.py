@@ -37,8 +37,8 @@ def fetch_artifact(
     artifact = Artifact(directory=directory, manifest=manifest)
     # Before the archive: what is missing beside it ends the fetch at once, not after gigabytes.
     lock, proof = registry.read_lock(manifest), registry.proof(manifest)
-    incoming = registry.incoming_archive(manifest)
-    partial = PartialFile.of(artifact.archive_path, incoming)
+    content = registry.archive_content(manifest)
+    partial = PartialFile.of(artifact.archive_path, content)
     # One fetch at a time has a partial file: two would write into each other's.
     with _explained(directory), exclusive_lock(partial.journal, str(artifact.archive_path)):
         with partial.opened():
@@ -52,7 +52,7 @@ def fetch_artifact(
                 # refused before it is fetched.
                 registry.require_archive(manifest)
                 registry.require_installable(manifest)
-                _receive_archive(incoming, partial, progress)
+                _receive_archive(content, partial, progress)
         # Last, the manifest among them: beside an archive it says that all of it is there.
         write_companions(artifact, lock, proof)
     return artifact
@@ -67,11 +67,11 @@ def _is_complete(artifact: Artifact, progress: Progress) -> bool:
         return digest_file(path, advance) == (facts.xxh128, facts.blake3)
 
 
-def _receive_archive(incoming: ContentSource, partial: PartialFile, progress: Progress) -> None:
+def _receive_archive(content: ContentSource, partial: PartialFile, progress: Progress) -> None:
     """Bring all pieces here and give the file its name if they are the archive."""
     partial.reserve(f"fetching {partial.target.name}")
-    with progress.task(f"fetch {partial.target.name}", incoming.size) as advance:
-        partial.receive(incoming, advance)
+    with progress.task(f"fetch {partial.target.name}", content.size) as advance:
+        partial.receive(content, advance)
     # `receive` has flushed the bytes: the name comes after them.
     partial.path.replace(partial.target)
     # A rename outlasts a power cut only when its directory has been flushed (fsync(2)).

@@ -13,7 +13,7 @@ from envferry.stores.port import KnownRange
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.registry import PublishedArchive
+    from envferry.registry.published_archive import PublishedArchive
 
 log = logging.getLogger(__name__)
 

@@ -34,11 +34,12 @@ from envferry.registry.compare_and_swap import compare_and_swap
 from envferry.registry.known_frames import find_known
 from envferry.registry.layer_cuts import layered
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
+from envferry.registry.published_archive import PublishedArchive
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.sigstore_bundles import place_sigstore_bundle, sigstore_bundle_for
 from envferry.registry.tags import find_tag
 from envferry.stores.port import KeyTaken, stat_whole
-from envferry.stores.receive import incoming_of_file
+from envferry.stores.receive import content_of_file
 from envferry.stores.source import ContentSource
 from envferry.trust.attestations import (
     attest,
@@ -169,7 +170,7 @@ def sign_published(target: Registry, manifest: Manifest, data: bytes) -> bool:
     source = ArtifactSource(
         manifest=manifest,
         companions=replace(companions, proof=proof),
-        archive=target.incoming_archive(manifest),
+        archive=target.archive_content(manifest),
     )
     sigstore = sigstore_bundle_for(target, manifest, proof, data)
     signed = _place_attestation(target, source, data)
@@ -235,8 +236,8 @@ def _place_archive(
                 store.receive(key, source.archive, advance)
             elif compares_while_sending(target):
                 known = _known(target, source.archive, manifest)
-                with _file_source(source.archive, manifest) as incoming:
-                    store.receive(key, incoming, advance, known)
+                with _file_source(source.archive, manifest) as content:
+                    store.receive(key, content, advance, known)
             else:
                 store.create_from_file(key, source.archive, advance)
         except KeyTaken:
@@ -263,15 +264,12 @@ def compares_while_sending(target: Registry) -> bool:
 def _file_source(path: Path, manifest: Manifest) -> Iterator[ContentSource]:
     """Yield a file that becomes a value only if its digests are the manifest's."""
     facts = manifest.archive
-    with incoming_of_file(path, (facts.xxh128, facts.blake3)) as incoming:
-        yield replace(incoming, tar_sha256=facts.tar_sha256)
+    with content_of_file(path, (facts.xxh128, facts.blake3)) as content:
+        yield replace(content, tar_sha256=facts.tar_sha256)
 
 
 def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange, ...]:
     """Return what of a file is in the target, in the version that `latest` points to."""
-    # Imported here: registry.py imports this module.
-    from envferry.registry.registry import PublishedArchive
-
     name, platform = manifest.name, manifest.platform
     # Each push moves `latest`, so its version is the likeliest to share frames with the new one.
     record = find_tag(target, tag_key(name, platform, DEFAULT_TAG))

@@ -42,6 +42,7 @@ from envferry.registry.publish import (
     publish_artifact,
     require_whole,
 )
+from envferry.registry.published_archive import PublishedArchive
 from envferry.registry.tags import find_tag, move_tag
 from envferry.stores.local import reader_into
 from envferry.stores.opening import open_store
@@ -232,7 +233,7 @@ class Registry(msgspec.Struct, frozen=True):
         """
         check_manifest(self.open_archive(manifest), manifest)
 
-    def incoming_archive(self, manifest: Manifest) -> ContentSource:
+    def archive_content(self, manifest: Manifest) -> ContentSource:
         """Return an archive as a store takes it: in pieces, compared with its manifest."""
         facts, key = manifest.archive, archive_key(manifest)
         return ContentSource(
@@ -286,24 +287,3 @@ class Registry(msgspec.Struct, frozen=True):
             return self.store.read(attachment_key(manifest, file))
         except NotFound:
             return None
-
-
-class PublishedArchive(msgspec.Struct, frozen=True):
-    """An archive in a registry, as the archive reader takes it."""
-
-    registry: Registry
-    manifest: Manifest
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        return f"{self.manifest.archive.file} in {self.registry.url}"
-
-    @property
-    def size(self) -> int:
-        """The bytes of the archive."""
-        return self.manifest.archive.size
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset`."""
-        return self.registry.read_archive(self.manifest, offset, length)

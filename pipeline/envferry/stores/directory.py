@@ -152,7 +152,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
     def receive(
         self,
         key: str,
-        incoming: ContentSource,
+        content: ContentSource,
         advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
@@ -161,7 +161,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         with self._explained(key):
             if path.exists():
                 raise KeyTaken.at(key, self.root)
-            self._receive(incoming, key, advance)
+            self._receive(content, key, advance)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Compare and swap under the directory's lock file."""
@@ -282,14 +282,14 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         message = f"{self.root / key} has {size} bytes, {expected} are expected"
         return StoreError(message, hint="the file is cut off: copy or push it again")
 
-    def _receive(self, incoming: ContentSource, key: str, advance: Callable[[int], None]) -> None:
+    def _receive(self, content: ContentSource, key: str, advance: Callable[[int], None]) -> None:
         """Write what arrives to a hidden file, and name it when it is what it must be."""
         path = self._path(key)
-        partial = PartialFile.of(path, incoming)
+        partial = PartialFile.of(path, content)
         # The lock is taken before the pieces are read: a second run must not write the same file.
         with exclusive_lock(partial.journal, key), partial.opened():
-            partial.reserve(incoming.name)
-            partial.receive(incoming, advance)
+            partial.reserve(content.name)
+            partial.receive(content, advance)
             # Where the disk has no room for the name, the pieces stay.
             try:
                 self._link(partial.path, path, key)

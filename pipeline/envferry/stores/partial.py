@@ -61,9 +61,9 @@ class PartialFile(msgspec.Struct):
     direct: DirectWriter = msgspec.field(default_factory=lambda: DirectWriter(PIECE_BYTES))
 
     @classmethod
-    def of(cls, target: Path, incoming: ContentSource) -> PartialFile:
+    def of(cls, target: Path, content: ContentSource) -> PartialFile:
         """Return what is to become the file `target`."""
-        return cls(target, incoming.size, incoming.token)
+        return cls(target, content.size, content.token)
 
     @property
     def path(self) -> Path:
@@ -128,16 +128,16 @@ class PartialFile(msgspec.Struct):
         if not there.st_size:
             allocate(self.descriptor, self.size)
 
-    def receive(self, incoming: ContentSource, advance: Callable[[int], None]) -> None:
+    def receive(self, content: ContentSource, advance: Callable[[int], None]) -> None:
         """Bring the pieces that are missing, and make them durable.
 
         Raises IntegrityError, and keeps none of them, when the whole is not what it must be.
         """
         try:
-            if incoming.read_into:
-                self._receive_near(incoming, incoming.read_into, advance)
+            if content.read_into:
+                self._receive_local(content, content.read_into, advance)
             else:
-                self._receive_far(incoming, advance)
+                self._receive_remote(content, advance)
         except Incomplete:
             raise  # bytes that are not there, a disk that was pulled out: what has come is right
         except IntegrityError:
@@ -146,20 +146,20 @@ class PartialFile(msgspec.Struct):
         # All pieces are on the disk before the caller gives the file its name.
         os.fsync(self.descriptor)
 
-    def _receive_far(self, incoming: ContentSource, advance: Callable[[int], None]) -> None:
+    def _receive_remote(self, content: ContentSource, advance: Callable[[int], None]) -> None:
         """Send several requests at once."""
 
         def take(number: int) -> tuple[tuple[Piece], None]:
             start = number * REQUEST_BYTES
-            data = self._obtain(start, min(REQUEST_BYTES, self.size - start), incoming.read_at)
+            data = self._obtain(start, min(REQUEST_BYTES, self.size - start), content.read_at)
             advance(len(data))
             return (data,), None
 
-        receive(incoming, -(-self.size // REQUEST_BYTES), take, REQUESTS_AHEAD)
+        receive(content, -(-self.size // REQUEST_BYTES), take, REQUESTS_AHEAD)
 
-    def _receive_near(
+    def _receive_local(
         self,
-        incoming: ContentSource,
+        content: ContentSource,
         read_into: Callable[[int, memoryview], None],
         advance: Callable[[int], None],
     ) -> None:
@@ -182,15 +182,15 @@ class PartialFile(msgspec.Struct):
                 else:
                     read_into(offset, data)
                     writing[slot] = pool.submit(self._keep_aligned, number, data, advance)
-                if incoming.digests:
+                if content.digests:
                     fast.update(data)
                     strong.update(data)
-                incoming.watch(data)
+                content.watch(data)
             for written in writing:
                 if written is not None:
                     written.result()
-        if incoming.digests:
-            incoming.require(fast.hexdigest(), strong.hexdigest())
+        if content.digests:
+            content.require(fast.hexdigest(), strong.hexdigest())
 
     def extent(self, number: int) -> tuple[int, int]:
         """Return offset and length of a piece."""

@@ -39,6 +39,10 @@ class KeyTaken(StoreError):
         return cls(f"{key} exists in {place} and is never overwritten")
 
 
+class Unreachable(StoreError):
+    """The store does not answer, or is out of order: the same call may work later."""
+
+
 class CannotList(StoreError):
     """The store cannot say what it holds."""
 
@@ -202,7 +206,7 @@ class Store(ReadableStore, Protocol):
     def receive(
         self,
         key: str,
-        incoming: ContentSource,
+        content: ContentSource,
         advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:

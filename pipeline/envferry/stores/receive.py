@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def receive(
-    incoming: ContentSource,
+    content: ContentSource,
     count: int,
     take: Callable[[int], tuple[Iterable[Piece], T]],
     ahead: int,
@@ -51,13 +51,13 @@ def receive(
     with Workers(min(READERS, ahead), "receive") as pool:
         for pieces, result in in_order(pool, take, count, ahead):
             for data in pieces:
-                if incoming.digests:
+                if content.digests:
                     fast.update(data)
                     strong.update(data)
-                incoming.watch(data)
+                content.watch(data)
             results.append(result)
-    if incoming.digests:
-        incoming.require(fast.hexdigest(), strong.hexdigest())
+    if content.digests:
+        content.require(fast.hexdigest(), strong.hexdigest())
     return results
 
 
@@ -83,7 +83,7 @@ def in_order(pool: Workers, obtain: Callable[[int], T], count: int, ahead: int) 
         yield waiting.popleft().result()
 
 
-def incoming_of_bytes(data: bytes, key: str) -> ContentSource:
+def content_of_bytes(data: bytes, key: str) -> ContentSource:
     """Return bytes as a source without known digests."""
     return ContentSource(
         name=key,
@@ -95,7 +95,7 @@ def incoming_of_bytes(data: bytes, key: str) -> ContentSource:
 
 
 @contextmanager
-def incoming_of_file(path: Path, digests: tuple[str, str] | None = None) -> Iterator[ContentSource]:
+def content_of_file(path: Path, digests: tuple[str, str] | None = None) -> Iterator[ContentSource]:
     """Yield a file as a source; without `digests` (XXH3-128, BLAKE3) nothing is compared.
 
     How far an interrupted upload got is noted beside it, where its next upload finds that.
@@ -115,14 +115,14 @@ def incoming_of_file(path: Path, digests: tuple[str, str] | None = None) -> Iter
 
 
 def create_or_read(
-    store: Store, key: str, incoming: ContentSource, advance: Callable[[int], None]
+    store: Store, key: str, content: ContentSource, advance: Callable[[int], None]
 ) -> None:
-    """Write a value, or let `incoming.watch` see the one that is there; its size must be right."""
+    """Write a value, or let `content.watch` see the one that is there; its size must be right."""
     there = stat_whole(store, key)
     if there is None:
-        seen = _Seen(incoming)
+        seen = _Seen(content)
         try:
-            store.receive(key, replace(incoming, watch=seen.watch), advance)
+            store.receive(key, replace(content, watch=seen.watch), advance)
         except KeyTaken:  # another writer was faster
             there = store.stat(key)
             # KeyTaken comes before the first byte or after the last one: all of it was seen.
@@ -130,14 +130,14 @@ def create_or_read(
                 return
     if there is None:
         return
-    if there.size != incoming.size:
-        message = f"{key} in {store.url} has {there.size} bytes, {incoming.size} are expected"
+    if there.size != content.size:
+        message = f"{key} in {store.url} has {there.size} bytes, {content.size} are expected"
         raise IntegrityError(message, hint="remove that file, then run the command again")
     # Watched in the same order as if it had been written: the watcher compares it.
-    for offset in range(0, incoming.size, REQUEST_BYTES):
-        data = store.read(key, offset, min(REQUEST_BYTES, incoming.size - offset))
+    for offset in range(0, content.size, REQUEST_BYTES):
+        data = store.read(key, offset, min(REQUEST_BYTES, content.size - offset))
         try:
-            incoming.watch(data)
+            content.watch(data)
         except IntegrityError as error:
             message = f"{key} in {store.url}, left by an earlier run, is damaged"
             raise IntegrityError(message, hint="remove it, then run the command again") from error
@@ -147,10 +147,10 @@ def create_or_read(
 class _Seen(msgspec.Struct):
     """Counts the bytes that were watched, to tell KeyTaken at the end from KeyTaken at once."""
 
-    incoming: ContentSource
+    content: ContentSource
     size: int = 0
 
     def watch(self, data: Piece) -> None:
         """Let it be watched."""
         self.size += len(data)
-        self.incoming.watch(data)
+        self.content.watch(data)

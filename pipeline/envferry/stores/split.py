@@ -22,7 +22,7 @@ from envferry.base.json import from_json, to_json
 from envferry.base.text import human_bytes
 from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
 from envferry.stores.port import CannotList, Incomplete, KeyTaken, Listed, Stat, ignore, stat_whole
-from envferry.stores.receive import create_or_read, incoming_of_bytes, incoming_of_file
+from envferry.stores.receive import content_of_bytes, content_of_file, create_or_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -203,7 +203,7 @@ class SplitStore:
         if len(data) <= self.part_bytes:
             self._inner().create(key, data)
         else:
-            self._create_parts(key, incoming_of_bytes(data, key), ignore)
+            self._create_parts(key, content_of_bytes(data, key), ignore)
 
     def create_from_file(
         self, key: str, path: Path, advance: Callable[[int], None] = ignore
@@ -213,22 +213,22 @@ class SplitStore:
         if path.stat().st_size <= self.part_bytes:
             self._inner().create_from_file(key, path, advance)
             return
-        with incoming_of_file(path) as incoming:
-            self._create_parts(key, incoming, advance)
+        with content_of_file(path) as content:
+            self._create_parts(key, content, advance)
 
     def receive(
         self,
         key: str,
-        incoming: ContentSource,
+        content: ContentSource,
         advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Write what arrives, in parts if it is large; those that are there are read again."""
         self._require_free(key)
-        if incoming.size <= self.part_bytes:
-            self._inner().receive(key, incoming, advance, known)
+        if content.size <= self.part_bytes:
+            self._inner().receive(key, content, advance, known)
         else:
-            self._create_parts(key, incoming, advance)
+            self._create_parts(key, content, advance)
 
     def _require_free(self, key: str) -> None:
         # For its error: of a store that is only read, nothing has to be asked.
@@ -264,29 +264,29 @@ class SplitStore:
             raise UsageError(message, hint="export to another folder, with a larger --split")
 
     def _create_parts(
-        self, key: str, incoming: ContentSource, advance: Callable[[int], None]
+        self, key: str, content: ContentSource, advance: Callable[[int], None]
     ) -> None:
-        self._require_few(key, incoming.size)
+        self._require_few(key, content.size)
         fast, strong = xxhash.xxh3_128(), blake3()
         parts, were_there = [], 0
-        for number, start in enumerate(range(0, incoming.size, self.part_bytes)):
-            size, digest = min(self.part_bytes, incoming.size - start), blake3()
+        for number, start in enumerate(range(0, content.size, self.part_bytes)):
+            size, digest = min(self.part_bytes, content.size - start), blake3()
 
             def watch(data: Piece, hashers: tuple[blake3, ...] = (digest, strong)) -> None:
                 fast.update(data)
                 for hasher in hashers:
                     hasher.update(data)
-                incoming.watch(data)
+                content.watch(data)
 
             part, found = part_key(key, number), self.inner.stat(part_key(key, number))
             if found and found.size != size:  # cut off when it was copied
                 self._inner().delete(part)
                 found = None
             were_there += found is not None
-            create_or_read(self._inner(), part, incoming.part(number, start, size, watch), advance)
+            create_or_read(self._inner(), part, content.part(number, start, size, watch), advance)
             parts.append(PartFacts(size=size, blake3=digest.hexdigest()))
         try:
-            incoming.require(fast.hexdigest(), strong.hexdigest())
+            content.require(fast.hexdigest(), strong.hexdigest())
         except IntegrityError as error:
             self.records.pop(key, None)
             # The record first: parts without one are leftovers, which `prune` removes.
@@ -297,7 +297,7 @@ class SplitStore:
                 raise
             message = f"what an earlier run left of {key} in {self.url} is damaged: it was removed"
             raise IntegrityError(message, hint="run the command again") from error
-        self._note(key, SplitRecord(size=incoming.size, parts=tuple(parts)))
+        self._note(key, SplitRecord(size=content.size, parts=tuple(parts)))
 
     def _note(self, key: str, record: SplitRecord) -> None:
         """Write the record of the parts, over a damaged one; an equal one may already exist."""

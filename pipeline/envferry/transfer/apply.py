@@ -193,11 +193,11 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
     bases = ", ".join(f"{base.name}@{base.id}" for base in delta.record.bases)
     with progress.task(f"rebuild {facts.file}", facts.size) as advance:
         copier = ArtifactCopier(target=site, journals=journals, advance=advance)
-        incoming = replace(delta.rebuilt(site), journal=copier.journal(delta.manifest))
+        content = replace(delta.rebuilt(site), journal=copier.journal(delta.manifest))
         try:
-            copier.publish(delta.manifest, delta.companions, incoming)
+            copier.publish(delta.manifest, delta.companions, content)
         except IntegrityError as error:
-            if not error.message.startswith(incoming.name):
+            if not error.message.startswith(content.name):
                 raise  # not these bytes: what another writer left at the site, for example
             # Only after a fault: gigabytes are not read twice when all is well.
             if not delta.is_sound():

@@ -45,8 +45,8 @@ class ArtifactCopier(msgspec.Struct, frozen=True, kw_only=True):
         # Before anything is written: a source that lacks the archive
         # leaves no half artifact behind.
         source.require_archive(manifest)
-        incoming = replace(source.incoming_archive(manifest), journal=self.journal(manifest))
-        return self.publish(manifest, Companions.of(source, manifest), incoming)
+        content = replace(source.archive_content(manifest), journal=self.journal(manifest))
+        return self.publish(manifest, Companions.of(source, manifest), content)
 
     def journal(self, manifest: Manifest) -> Path:
         """Return where an upload of an archive to the target is noted."""
@@ -56,9 +56,9 @@ class ArtifactCopier(msgspec.Struct, frozen=True, kw_only=True):
             f"{manifest.archive.file}.{blake3(place.encode()).hexdigest()[:16]}.upload"
         )
 
-    def publish(self, manifest: Manifest, companions: Companions, incoming: ContentSource) -> bool:
+    def publish(self, manifest: Manifest, companions: Companions, content: ContentSource) -> bool:
         """Write what is missing of an artifact, then look whether it stayed; see `publish.py`."""
-        source = ArtifactSource(manifest=manifest, companions=companions, archive=incoming)
+        source = ArtifactSource(manifest=manifest, companions=companions, archive=content)
         wrote = publish_artifact(self.target, source, self.advance)
         self.target.require_whole(manifest)
         return wrote

@@ -150,11 +150,11 @@ def write_delta(
 
     # The runs belong to it: an interrupted export is only resumed with the same bases.
     token = blake3(to_json([plan.manifest.archive.blake3, plan.runs])).hexdigest()
-    incoming = ContentSource(
+    content = ContentSource(
         name=what, size=plan.size, token=token, read_at=read_at, digests=None, watch=check.watch
     )
     # The large file first, `delta.json` last: without the record, there is no delta.
-    create_or_read(target, delta_key(artifact), incoming, advance)
+    create_or_read(target, delta_key(artifact), content, advance)
     companions = Companions.of(source, plan.manifest)
     files = {
         LOCK_FILE: companions.lock,

@@ -49,7 +49,7 @@ from envferry.stores.port import (
     check_prefix,
     ignore,
 )
-from envferry.stores.receive import incoming_of_file
+from envferry.stores.receive import content_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -189,13 +189,13 @@ class OciStore:
         self, key: str, path: Path, advance: Callable[[int], None] = ignore
     ) -> None:
         """Send a file as a blob; of an archive an image is made, too."""
-        with incoming_of_file(path) as incoming:
-            self.receive(key, incoming, advance)
+        with content_of_file(path) as content:
+            self.receive(key, content, advance)
 
     def receive(
         self,
         key: str,
-        incoming: ContentSource,
+        content: ContentSource,
         advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
@@ -204,14 +204,14 @@ class OciStore:
         place, archive = self.writer.prepare(key), archive_name(key)
         sent: tuple[SentBlob, ...]
         if archive is None:
-            sent = (self._send(place, incoming, advance, BYTES),)
+            sent = (self._send(place, content, advance, BYTES),)
         elif self.cuts:
             reused = ReusedLayers.of(self.space, self.names, place.repository)
             sent = LayerSender(self.space, place.repository, reused, advance).send(
-                incoming, self.cuts
+                content, self.cuts
             )
         else:
-            sent = (self._send(place, incoming, advance, LAYER),)
+            sent = (self._send(place, content, advance, LAYER),)
         layers = tuple(one.descriptor for one in sent)
         subject = None
         if archive:
@@ -221,9 +221,9 @@ class OciStore:
         self._require_ours(key, self.writer.put(key, place, layers, subject))
 
     def _send(
-        self, place: Place, incoming: ContentSource, advance: Callable[[int], None], kind: str
+        self, place: Place, content: ContentSource, advance: Callable[[int], None], kind: str
     ) -> SentBlob:
-        return send_blob(self.space, place.repository, incoming, advance, media_type=kind)
+        return send_blob(self.space, place.repository, content, advance, media_type=kind)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Compare, write, and look whether it stayed: a registry has no conditions."""

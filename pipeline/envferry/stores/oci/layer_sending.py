@@ -72,26 +72,24 @@ class LayerSender(msgspec.Struct, frozen=True):
     reused: ReusedLayers
     advance: Callable[[int], None]
 
-    def send(self, incoming: ContentSource, cuts: tuple[int, ...]) -> tuple[SentBlob, ...]:
+    def send(self, content: ContentSource, cuts: tuple[int, ...]) -> tuple[SentBlob, ...]:
         """Send all layers; the bytes of the whole are compared with its digests, if it has any.
 
         One after the other: each byte is read once, but for layers that have the size of one that
         the registry has, and prove to be others.
         """
-        inside = [one for one in cuts if 0 < one < incoming.size]
-        runs = enumerate(pairwise((0, *inside, incoming.size)))
+        inside = [one for one in cuts if 0 < one < content.size]
+        runs = enumerate(pairwise((0, *inside, content.size)))
         fast, strong = xxhash.xxh3_128(), blake3()
 
         def watch(data: Piece) -> None:
             fast.update(data)
             strong.update(data)
-            incoming.watch(data)
+            content.watch(data)
 
-        sent = tuple(
-            self._send(incoming.part(number, *_length(run), watch)) for number, run in runs
-        )
+        sent = tuple(self._send(content.part(number, *_length(run), watch)) for number, run in runs)
         # Blobs that no manifest names yet: nothing wrong has become visible.
-        incoming.require(fast.hexdigest(), strong.hexdigest())
+        content.require(fast.hexdigest(), strong.hexdigest())
         return sent
 
     def _send(self, part: ContentSource) -> SentBlob:

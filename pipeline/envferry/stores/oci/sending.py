@@ -132,7 +132,7 @@ class UploadNotes(msgspec.Struct):
 def send_blob(
     space: Repositories,
     repository: str,
-    incoming: ContentSource,
+    content: ContentSource,
     advance: Callable[[int], None],
     *,
     media_type: str,
@@ -141,25 +141,25 @@ def send_blob(
 
     What has arrived when this fails stays: the next call reads it, but does not send it again.
     """
-    is_layer, known = media_type == LAYER, incoming.tar_sha256
+    is_layer, known = media_type == LAYER, content.tar_sha256
     # Notes of other bytes, or of another target, do not count.
-    subject = json.dumps({"to": f"{space.name}/{repository}", "token": incoming.token})
+    subject = json.dumps({"to": f"{space.name}/{repository}", "token": content.token})
     with (
-        journal_at(incoming.journal) as held,
-        BlobDigests(incoming.name, decompresses=is_layer and not known) as digests,
+        journal_at(content.journal) as held,
+        BlobDigests(content.name, decompresses=is_layer and not known) as digests,
         # Closed after the thread that notes what it has sent.
         closing(UploadNotes(held.path, subject)) as notes,
         Workers(1, "upload") as pool,
     ):
-        sender = _Sender(space, repository, incoming, notes, digests, advance, pool)
-        count = -(-incoming.size // REQUEST_BYTES)
-        watched = replace(incoming, watch=sender.take)
+        sender = _Sender(space, repository, content, notes, digests, advance, pool)
+        count = -(-content.size // REQUEST_BYTES)
+        watched = replace(content, watch=sender.take)
         receive(watched, count, sender.read, READ_AHEAD)
         digest, diff_id = digests.result()
         sender.finish(digest)
         # After `finish`: until the blob exists, the notes are what the next run goes on from.
         held.end()
-    descriptor = Descriptor(media_type=media_type, digest=digest, size=incoming.size)
+    descriptor = Descriptor(media_type=media_type, digest=digest, size=content.size)
     return SentBlob(descriptor, f"sha256:{known}" if known else diff_id)
 
 
@@ -178,7 +178,7 @@ class _Sender:
 
     space: Repositories
     repository: str
-    incoming: ContentSource
+    content: ContentSource
     notes: UploadNotes
     digests: BlobDigests
     advance: Callable[[int], None]
@@ -206,25 +206,25 @@ class _Sender:
         except UploadGone as error:
             log.info("an unfinished upload is gone: %s", error)
             return None
-        self.was_resumed = upload.sent <= self.incoming.size
+        self.was_resumed = upload.sent <= self.content.size
         # More than the file has: these are not its bytes.
         return upload if self.was_resumed else None
 
     def read(self, number: int) -> tuple[tuple[bytes], None]:
         """Read a piece; from any thread."""
         offset = number * REQUEST_BYTES
-        return (self._read_at(offset, min(REQUEST_BYTES, self.incoming.size - offset)),), None
+        return (self._read_at(offset, min(REQUEST_BYTES, self.content.size - offset)),), None
 
     def take(self, data: Piece) -> None:
         """Hash the next piece, and send it when it makes a chunk with those before it."""
         # A copy: the memory of what is watched is used again, and the chunk travels later.
         piece = bytes(data)
-        self.incoming.watch(data)
+        self.content.watch(data)
         self.digests.feed(piece)
         self.taken += len(piece)
         self.pieces.append(piece)
         held = sum(map(len, self.pieces))
-        if held >= CHUNK_BYTES or self.taken == self.incoming.size:
+        if held >= CHUNK_BYTES or self.taken == self.content.size:
             self._wait_for_chunk()
             chunk = _Chunk(self.pieces, self.taken - held, self.taken)
             self.travelling = chunk, self.pool.submit(self._persist, chunk)
@@ -289,9 +289,9 @@ class _Sender:
             self._persist(_Chunk([], self.taken, self.taken))
 
     def _read_at(self, offset: int, length: int) -> bytes:
-        data = self.incoming.read_at(offset, length)
+        data = self.content.read_at(offset, length)
         if len(data) != length:
-            message = f"{self.incoming.name} is shorter than it was: {len(data)} of {length} bytes"
+            message = f"{self.content.name} is shorter than it was: {len(data)} of {length} bytes"
             msg = f"{message} from {offset} on"
             raise IntegrityError(msg, hint="pack it again")
         return data

@@ -10,7 +10,7 @@ import msgspec
 
 from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, waiting_words
 from envferry.errors import NotFound, StoreError
-from envferry.stores.s3.multipart import Unreachable
+from envferry.stores.port import Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

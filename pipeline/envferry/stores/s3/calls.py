@@ -25,6 +25,7 @@ from envferry.base.proxies import choose_proxy, show_proxy
 from envferry.base.retry import Transient, persistently
 from envferry.config import network
 from envferry.errors import NotFound, StoreError
+from envferry.stores.port import Unreachable
 from envferry.stores.s3.answers import (
     CREDENTIALS_HINT,
     ErrorAnswer,
@@ -34,7 +35,6 @@ from envferry.stores.s3.answers import (
     explain,
 )
 from envferry.stores.s3.checksums import with_checksums, without_checksums
-from envferry.stores.s3.multipart import Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,9 +15,6 @@ import zlib
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.hashes import MD5, Hash
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -34,6 +31,9 @@ def crc32(body: bytes) -> str:
 
 def md5(body: bytes) -> str:
     """Return the MD5 in base64, as `Content-MD5` has it."""
+    # Imported here: only an upload with copies needs it.
+    from cryptography.hazmat.primitives.hashes import MD5, Hash
+
     # Against accidents on the way; what an archive is, its BLAKE3 says.
     digest = Hash(MD5())
     digest.update(body)
@@ -43,6 +43,8 @@ def md5(body: bytes) -> str:
 @cache
 def has_md5() -> bool:
     """Whether this machine's OpenSSL computes MD5; where FIPS 140 is enforced it does not."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
     try:
         md5(b"")
     except UnsupportedAlgorithm:

@@ -10,7 +10,7 @@ import xxhash
 
 from envferry.base.text import human_bytes
 from envferry.errors import IntegrityError, NotFound, StoreError
-from envferry.stores.port import Incomplete
+from envferry.stores.port import Incomplete, Unreachable
 from envferry.stores.receive import receive
 from envferry.stores.s3.checksums import ALGORITHM, FIELD, MD5_FIELD, crc32, has_md5, md5
 from envferry.stores.upload_journal import UploadJournal, journal_at
@@ -34,10 +34,6 @@ UPLOADS_AHEAD = 6
 """Parts that are in memory at once: 96 MiB."""
 COPY_BYTES = 32 << 20
 """Small enough for memory, too: what a server refuses to copy is sent."""
-
-
-class Unreachable(StoreError):
-    """The store does not answer, or is out of order: the same call may work later."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -71,7 +67,7 @@ class Upload(msgspec.Struct, frozen=True):
 def receive_file(
     calls: Calls,
     target: dict[str, str],
-    incoming: ContentSource,
+    content: ContentSource,
     advance: Callable[[int], None],
     known: Sequence[KnownRange] = (),
 ) -> None:
@@ -80,9 +76,9 @@ def receive_file(
     What is `known` to be in the store is copied there, and read here for its digests alone. What
     was sent stays when the connection fails: the next call reads it, but sends it not again.
     """
-    parts = plan_parts(incoming.size, known)
+    parts = plan_parts(content.size, known)
     copies = any(part.known for part in parts)
-    with journal_at(incoming.journal) as journal:
+    with journal_at(content.journal) as journal:
         upload = _begin(calls, target, journal, len(parts), with_md5=copies and has_md5())
 
         def take(number: int) -> tuple[Iterable[bytes], dict[str, Any]]:
@@ -90,14 +86,14 @@ def receive_file(
             if part.known and (copied := _copy_part(upload, part.number, part.known)):
                 advance(part.length)
                 # Read only when it is its turn to be hashed: until then it needs no memory.
-                return incoming.pieces(part.offset, part.length), copied
-            body = incoming.read_at(part.offset, part.length)
+                return content.pieces(part.offset, part.length), copied
+            body = content.read_at(part.offset, part.length)
             sent = _send_part(upload, part, body)
             advance(part.length)
             return (body,), sent
 
         try:
-            sent = receive(incoming, len(parts), take, UPLOADS_AHEAD)
+            sent = receive(content, len(parts), take, UPLOADS_AHEAD)
         except Incomplete:
             raise  # what was sent is right
         except IntegrityError:

@@ -17,7 +17,7 @@ from envferry.base.retry import Transient, persistently
 from envferry.config import allows_races
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix, ignore
-from envferry.stores.receive import incoming_of_file
+from envferry.stores.receive import content_of_file
 from envferry.stores.s3.answers import NAMES_HINT, Conflict, Empty, NotOffered
 from envferry.stores.s3.calls import S3Calls, close_body, open_client
 from envferry.stores.s3.conditions import require_conditions
@@ -101,26 +101,26 @@ class S3Store(msgspec.Struct, frozen=True):
         self, key: str, path: Path, advance: Callable[[int], None] = ignore
     ) -> None:
         """Put an object with `If-None-Match: *`, a large file as a multipart upload."""
-        with incoming_of_file(path) as incoming:
-            self.receive(key, incoming, advance)
+        with content_of_file(path) as content:
+            self.receive(key, content, advance)
 
     def receive(
         self,
         key: str,
-        incoming: ContentSource,
+        content: ContentSource,
         advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Put an object with `If-None-Match: *`, a large one as a multipart upload."""
         with self._creating(key):
-            if incoming.size <= PART_BYTES:
-                self._put(key, incoming.read())
-                advance(incoming.size)
+            if content.size <= PART_BYTES:
+                self._put(key, content.read())
+                advance(content.size)
                 return
             there = [replace(one, key=self.call.prefix + one.key) for one in known]
-            receive_file(self.call, self._object(key), incoming, advance, there)
+            receive_file(self.call, self._object(key), content, advance, there)
             # Each part had its checksum; that the server joined all of them, the length tells.
-            self._require_arrived(key, incoming.size)
+            self._require_arrived(key, content.size)
 
     def _put(self, key: str, data: bytes) -> None:
         self.call("put_object", **self._object(key), Body=data, IfNoneMatch="*")
