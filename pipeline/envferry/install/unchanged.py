@@ -26,7 +26,7 @@ def settled_installation(name: str, options: InstallOptions) -> Installation | N
 
     By records: its checks have passed when they ran last, no command that changed it was cut off,
     and path, kernel and modulefile are those that are wanted. The machine is looked at, the files
-    are not. None in every doubt: a whole install says what is wrong, or mends it.
+    are not. None in every doubt: a whole install says what is wrong, or repairs it.
     """
     home = EnvHome.of(options.envs_dir, options.name or name)
     current = home.current_id()
@@ -47,7 +47,7 @@ def settled_installation(name: str, options: InstallOptions) -> Installation | N
 
 
 def _lacks(home: EnvHome, id_: str, forced: Collection[str]) -> bool:
-    """Whether the machine lacks something that nobody said to live without, or does not tell."""
+    """Whether the machine lacks something that no option forces, or does not tell."""
     try:
         findings = installed_findings(home, id_)
     except (PipelineError, OSError) as error:
