@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from envferry.base.retry import RetryPolicy
+from envferry.base.sha256 import sha256_of_file
 from envferry.errors import IntegrityError, PipelineError, StoreError
 from envferry.names import Ref
 from envferry.process import run
@@ -171,6 +172,19 @@ def test_a_fault_that_stays_is_said_clearly(
                 call(one)
             assert caught.value.exit_code == 9
             assert caught.value.hint
+
+
+def test_a_push_does_not_read_the_version_before(through: tuple[Plan, str], tmp_path: Path) -> None:
+    """No blob can be made of parts of another: what is known to be there is of no use."""
+    plan, url = through
+    registry = Registry.open(url)
+    first, second = (make_artifact(tmp_path, 100_000, seed=seed) for seed in (1, 2))
+    push_artifact(first, registry=registry, tags=(), progress=Silent())
+    plan.paths.clear()
+    push_artifact(second, registry=registry, tags=(), progress=Silent())
+    blob = f"blobs/sha256:{sha256_of_file(first.archive_path)}"
+    assert plan.paths
+    assert not [path for path in plan.paths if path.endswith(blob)]
 
 
 @pytest.mark.parametrize("change", ["nothing", "file", "upload gone"])

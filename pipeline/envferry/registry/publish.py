@@ -234,8 +234,9 @@ def _place_archive(
         try:
             if isinstance(source.archive, ContentSource):
                 store.receive(key, source.archive, advance)
-            elif compares_while_sending(target):
-                known = _known(target, source.archive, manifest)
+            elif store.compares_while_sending:
+                # A registry of images makes no blob of parts of others: nothing is asked for.
+                known = () if store.images else _known(target, source.archive, manifest)
                 with _file_source(source.archive, manifest) as content:
                     store.receive(key, content, advance, known)
             else:
@@ -253,11 +254,6 @@ def _place_archive(
         message = f"{key} in {target.url} is a different archive, or damaged"
         raise IntegrityError(message, hint="nothing was published with it: remove it there")
     return False
-
-
-def compares_while_sending(target: Registry) -> bool:
-    """Whether a new archive is compared with its manifest on its way, and not read before."""
-    return target.store.compares_while_sending
 
 
 @contextmanager

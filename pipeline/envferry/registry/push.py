@@ -14,7 +14,6 @@ from envferry.base.retry import RetryPolicy, Transient, persistently
 from envferry.errors import NotFound
 from envferry.names import DEFAULT_TAG
 from envferry.registry import RemovedMeanwhile, check_tag
-from envferry.registry.publish import compares_while_sending
 from envferry.registry.tags import preview_move
 from envferry.trust.signed_tags import TagName
 
@@ -71,7 +70,7 @@ def _require_sound(artifact: Artifact, registry: Registry, progress: Progress) -
     Where the bytes are compared while they are sent, nothing is read twice.
     """
     is_new = registry.published_at(artifact.manifest) is None
-    if is_new and compares_while_sending(registry):
+    if is_new and registry.store.compares_while_sending:
         require_present(artifact)
     else:
         verify_artifact(artifact, progress=progress)
