@@ -120,7 +120,7 @@ def encode_database(
     """Return a database as it is stored, and what it says of itself.
 
     It is as old as the oldest of the archives that it is made of. Raises SpecError for one that
-    nobody could read, as it is too large.
+    is too large to be read.
     """
     read = tuple(archives)
     # The newest comes last, and of several records with one id the last one stays.
