@@ -182,9 +182,17 @@ def make_folders(path: Path) -> None:
     A group that the umask lets write may write, others never. Directories that exist stay as they
     are.
     """
-    if path.is_dir():
-        return
-    make_folders(path.parent)
+    for _ in range(FOLDER_ATTEMPTS):
+        if path.is_dir():
+            return
+        make_folders(path.parent)
+        # Another process may just remove it, or the one above, being empty; see `open_in_folder`.
+        with suppress(FileNotFoundError, FileExistsError):
+            _make_folder(path)
+    _make_folder(path)
+
+
+def _make_folder(path: Path) -> None:
     try:
         path.mkdir()
     except FileExistsError:
