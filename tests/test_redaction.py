@@ -29,6 +29,13 @@ PIP_SOURCE = "https://files.example.org/packages/source/t/torch/torch-2.8.tar.gz
         (f"https://host/api/repo/t/{TOKEN}/main/noarch", "https://host/api/repo/main/noarch"),
         (f"https://host/t/{TOKEN}/linux-64, see", "https://host/linux-64, see"),
         (f"https://host/t/{TOKEN}", "https://host"),
+        # A channel at the host's root.
+        ("https://host/t/tk-12", "https://host"),
+        ("https://host/t/tk-12/", "https://host/"),
+        ("https://host/t/tk-12/linux-64/a-1-0.conda", "https://host/linux-64/a-1-0.conda"),
+        ("https://host/t/tk-12/noarch/repodata.json", "https://host/noarch/repodata.json"),
+        ("https://host/t/tk-12::python=3", "https://host::python=3"),
+        ("'https://host/t/tk-12', https://host/t/x; y", "'https://host', https://host; y"),
     ],
 )
 def test_tokens_of_conda_channels_go(text: str, expected: str) -> None:
@@ -40,9 +47,10 @@ def test_tokens_of_conda_channels_go(text: str, expected: str) -> None:
     [
         PIP_SOURCE,
         "https://host/conda/t/team/linux-64/a-1-0.conda",
-        "https://host/t/channel",
-        "https://host/t/channel/linux-64/a-1-0.conda",
-        "https://host/t/channel/noarch/repodata.json",
+        "https://host/conda/t/team",
+        "https://host/t",
+        "https://host/t/linux-64",
+        "https://host/t/noarch/a-1-0.conda",
         "file:///t/team/channel/linux-64/a-1-0.conda",
         "file:///srv/t/team/channel",
         "/srv/t/team/specs/demo.yml is older than /t/x/y",
@@ -82,6 +90,8 @@ def test_a_message_says_that_there_is_more() -> None:
     assert shown == "https://host/t/…/main and /srv/t/team/x and " + PIP_SOURCE
     shown = fit_to_show(f"https://host/conda/t/{TOKEN}/main, https://host/t/{TOKEN}")
     assert shown == "https://host/conda/t/…/main, https://host/t/…"
+    shown = fit_to_show("'https://host/t/tk-12' is not https://host/t/tk-12/linux-64")
+    assert shown == "'https://host/t/…' is not https://host/t/…/linux-64"
 
 
 @pytest.mark.parametrize(

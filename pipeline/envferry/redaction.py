@@ -10,16 +10,19 @@ URL_LOGIN = re.compile(
 )
 """A password may hold `'` (RFC 3986), which elsewhere ends a URL that is quoted."""
 SUBDIR = r"(?:noarch|(?:linux|osx|win|freebsd|emscripten|wasi|zos)-\w+)"
-HOST_AND_TOKEN = r"(?P<place>\b(?i:https?)://[^/\s'\"]+)/t/[^/\s'\"]+"
-CHANNEL_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/(?!{SUBDIR}(?:/|$))[^/\s'\"])")
-"""Conda's form of a login, `https://HOST/t/TOKEN/CHANNEL…`: in no other place is `/t/` one, and
-before a subdir it is the channel's own path."""
+END = r"(?=/|::|[\s'\",;)]|$)"
+CHANNEL_TOKEN = re.compile(
+    rf"(?P<place>\b(?i:https?)://[^/\s'\"]+)/t/(?!{SUBDIR}{END})[^/\s'\"]+?{END}"
+)
+"""Conda's form of a login, `https://HOST/t/TOKEN/CHANNEL…`: in no other place is `/t/` one.
+
+A channel at the host's root has no name: a subdir or nothing follows its token (conda, too, takes
+that for one: `split_anaconda_token`). Right before a subdir, `t` is a channel's name."""
 ANACONDA_TOKEN = re.compile(
     r"(?P<place>\b(?i:https?)://[^\s'\"]+?)/t/[a-z]{2}-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
 )
 """What Anaconda's servers issue, `tk-UUID`: below `https://HOST/conda/t/` as well, as no folder is
 called like that."""
-POSSIBLE_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/)")
 SECRET_PARAMETER = re.compile(
     r"(?P<before>[?&])(?P<name>(?:[\w.-]*(?:token|signature|passw(?:or)?d|secret|credential|api[_-]?key)"
     r"|sig|auth|jwt|AWSAccessKeyId|GoogleAccessId))=(?P<secret>[^&#\s'\"<>]+)",
@@ -65,7 +68,7 @@ def fit_to_show(text: str) -> str:
     The purpose of a URL is unknown here, so what stands where conda's tokens do is masked.
     """
     masked = ANACONDA_TOKEN.sub(r"\g<place>/t/…", without_login(text))
-    masked = POSSIBLE_TOKEN.sub(r"\g<place>/t/…", masked)
+    masked = CHANNEL_TOKEN.sub(r"\g<place>/t/…", masked)
     return SECRET_PARAMETER.sub(r"\g<before>\g<name>=…", masked)
 
 

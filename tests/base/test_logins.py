@@ -143,6 +143,17 @@ def test_the_urls_of_a_spec_are_for_its_channels_alone() -> None:
     assert found.authorize(wheel).url == wheel
 
 
+def test_a_channel_at_the_root_of_a_host() -> None:
+    url = "https://h.example/t/token"
+    assert channel_key(url) == "https://h.example/"
+    found = Logins(indexes={}, netrc=None, channels={channel_key(url): Secret(f"{url}/")})
+    for place in ("https://h.example", url):
+        asked = found.authorize(f"{place}/noarch/a.conda", is_channel=True)
+        assert asked.url == "https://h.example/t/token/noarch/a.conda"
+        assert asked.token == "token"
+        assert asked.source == "the spec's URL"
+
+
 @pytest.mark.parametrize(
     "text",
     [

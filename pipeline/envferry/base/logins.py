@@ -137,6 +137,8 @@ class Logins:
 
     def _in_spec(self, url: str) -> str:
         """Return the URL of a package with what its channel's URL in the spec says of logins."""
+        if has_credentials(url):  # it has its own, and a channel at the host's root begins all URLs
+            return url
         # The longest first: a channel may lie below another one.
         for bare in sorted(self._channels, key=len, reverse=True):
             if url.startswith(bare):

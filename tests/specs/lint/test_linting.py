@@ -118,6 +118,8 @@ def test_each_rule(tmp_path: Path, old: str, new: str, expected: tuple[str, int]
         ("[conda-forge]", "[conda-forge, 'https://me:SECRET@h.example/c']", 2),
         ("[conda-forge]", "[conda-forge, 'https://h.example/t/SECRET/c']", 2),
         ("- numpy=2", "- https://h.example/t/SECRET/c::numpy=2", 5),
+        ("- numpy=2", "- https://h.example/t/SECRET::numpy=2", 5),
+        ("[conda-forge]", "[conda-forge, https://h.example/t/SECRET]", 2),
         ("- rich", "- rich @ git+https://SECRET@h.example/rich.git@v1.0", 8),
     ],
 )

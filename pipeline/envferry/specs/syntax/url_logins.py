@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Variables, templates, and the stars by which pip masks what it prints.
 STANDS_FOR = rf"(?:\$\{{?\w+\}}?|{TEMPLATE.pattern}|\*+)"
 NO_LOGIN = re.compile(rf"://(?:[^/\s:@'\"]*:)?{STANDS_FOR}@")
-NO_TOKEN = re.compile(rf"/t/{STANDS_FOR}(?=/)")
+NO_TOKEN = re.compile(rf"/t/{STANDS_FOR}(?=[/:\s'\"]|$)")
 NO_URLS = ("dependencies", "readme")
 """The first has lines, which are looked at as such; the second is a text for people."""
 
