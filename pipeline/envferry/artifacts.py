@@ -158,13 +158,16 @@ def read_proof(path: Path) -> Proof:
     )
 
 
-def write_companions(artifact: Artifact, lock: bytes, proof: Proof | None = None) -> None:
+def write_companions(
+    artifact: Artifact, lock: bytes, proof: Proof | None = None, *, mode: int | None = 0o644
+) -> None:
     """Write checksum, lock, signatures and manifest beside an archive, the manifest last.
 
-    With a `proof` the manifest is written as it was: a signature is over its bytes.
+    With a `proof` the manifest is written as it was: a signature is over its bytes. Their mode is
+    that of the archive; None where that follows the umask.
     """
-    write_bytes(artifact.checksum_path, checksum_line(artifact.manifest))
-    write_bytes(artifact.lock_path, lock)
+    write_bytes(artifact.checksum_path, checksum_line(artifact.manifest), mode)
+    write_bytes(artifact.lock_path, lock, mode)
     signatures = {
         ATTESTATION: proof.attestation if proof else None,
         SIGSTORE: proof.sigstore if proof else None,
@@ -172,13 +175,13 @@ def write_companions(artifact: Artifact, lock: bytes, proof: Proof | None = None
     for name, signature in signatures.items():
         path = artifact.directory / f"{artifact.manifest.stem}.{name}"
         if signature:
-            write_bytes(path, signature)
+            write_bytes(path, signature, mode)
         else:
             # One that lies there from an earlier pack may be about another manifest of this id.
             path.unlink(missing_ok=True)
     # Last: without a manifest, the other files are not an artifact.
     data = proof.manifest_data if proof else to_json(artifact.manifest)
-    write_bytes(artifact.manifest_path, data)
+    write_bytes(artifact.manifest_path, data, mode)
 
 
 def sbom_path(artifact: Artifact) -> Path:

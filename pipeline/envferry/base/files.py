@@ -31,21 +31,23 @@ T = TypeVar("T")
 
 
 @contextmanager
-def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, mode: int | None = 0o644) -> Iterator[BinaryIO]:
     """Yield a temporary file beside `path` that becomes `path` when the block ends well.
+
+    It gets this mode whatever the umask is; with None it follows the umask, as files of users do.
 
     Temporary name in the same directory, fsync, rename, fsync of the directory: after a crash
     there is the old file or the new one. When the block raises, nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same directory: a rename cannot leave its file system. The dot hides it from listings.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = _open_hidden(path, follows_umask=mode is None)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
-            # mkstemp lets the owner alone read, whatever the umask is.
-            os.fchmod(stream.fileno(), mode)
+            if mode is not None:
+                os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
         # After fsync: else a power loss could leave the new name with an empty file.
         os.replace(temporary, path)  # noqa: PTH105  (both are names of one directory)
@@ -54,6 +56,16 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
         path.parent.joinpath(temporary).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def _open_hidden(path: Path, *, follows_umask: bool) -> tuple[int, str]:
+    # mkstemp lets the owner alone read, whatever the umask is: so it is until `fchmod`.
+    if not follows_umask:
+        return tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    # Not by asking for the umask: the folder's default access list takes its place.
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return os.open(temporary, flags, 0o666), str(temporary)
 
 
 def unfinished_writes(path: Path) -> list[Path]:
@@ -91,9 +103,9 @@ def write_anew(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all."""
-    with atomic_write(path) as stream:
+def write_bytes(path: Path, data: bytes, mode: int | None = 0o644) -> None:
+    """Write a small file whole or not at all; `atomic_write` says what its mode is."""
+    with atomic_write(path, mode) as stream:
         stream.write(data)
 
 

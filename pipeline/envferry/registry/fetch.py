@@ -54,7 +54,7 @@ def fetch_artifact(
                 registry.require_installable(manifest)
                 _receive_archive(content, partial, progress)
         # Last, the manifest among them: beside an archive it says that all of it is there.
-        write_companions(artifact, lock, proof)
+        write_companions(artifact, lock, proof, mode=None)
     return artifact
 
 

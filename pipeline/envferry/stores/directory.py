@@ -170,7 +170,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
             if (found.version if found else None) != expected:
                 raise LostRace.at(key, self.root)
             # By rename: readers, who take no lock, see the old value or the new one.
-            write_bytes(self._path(key), data)
+            write_bytes(self._path(key), data, mode=None)
         return xxhash.xxh3_128_hexdigest(data)
 
     def list(self, prefix: str = "") -> Iterator[Listed]:

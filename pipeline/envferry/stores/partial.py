@@ -99,7 +99,7 @@ class PartialFile(msgspec.Struct):
             # Emptied, not removed: it is the lock that the caller holds.
             self.journal.write_bytes(b"")
         # Without O_TRUNC: the pieces of the earlier run are in it.
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         self.notes = LineJournal(self.journal, subject)
         try:
             yield

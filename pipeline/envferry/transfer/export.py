@@ -112,7 +112,7 @@ def export_artifacts(
             )
         tags = tuple(copy_tag(target, name, record) for name, record in found.items())
     for key, data in request.keys:
-        write_bytes(directory / KEYS / f"{key.id}.pub", data)
+        write_bytes(directory / KEYS / f"{key.id}.pub", data, mode=None)
     return replace(
         _exported(directory, request, manifests, bases), carried_bytes=carried, tags=tags
     )

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.base.files import (
-    make_folders,
     open_in_folder,
     sync_directory,
     write_bytes,
@@ -81,11 +80,11 @@ class LayoutRepositories(msgspec.Struct, frozen=True):
         """Make a directory an image layout, unless it is one."""
         space = cls(directory)
         if not (directory / LAYOUT_FILE).exists():
-            make_folders(directory / BLOBS / "sha256")
             with space._explained():
-                write_bytes(directory / INDEX_FILE, _index((), None))
+                (directory / BLOBS / "sha256").mkdir(parents=True, exist_ok=True)
+                write_bytes(directory / INDEX_FILE, _index((), None), mode=None)
                 # Last: a folder with this file is opened as a layout, which has an index.
-                write_bytes(directory / LAYOUT_FILE, LAYOUT)
+                write_bytes(directory / LAYOUT_FILE, LAYOUT, mode=None)
         return space
 
     @property
@@ -270,7 +269,7 @@ class LayoutRepositories(msgspec.Struct, frozen=True):
         shown = tuple(
             msgspec.structs.replace(one.manifest, annotations={REF_NAME: one.tag}) for one in named
         )
-        write_bytes(self.directory / INDEX_FILE, _index(shown, digest_of(data)))
+        write_bytes(self.directory / INDEX_FILE, _index(shown, digest_of(data)), mode=None)
         if before and before != digest_of(data):
             self._blob_path(before).unlink(missing_ok=True)
 
@@ -308,7 +307,7 @@ class LayoutRepositories(msgspec.Struct, frozen=True):
         path = self._blob_path(digest)
         # Its name is its digest: what is there has the same bytes.
         if not path.exists():
-            write_bytes(path, data)
+            write_bytes(path, data, mode=None)
 
     def _missing(self, digest: str, what: str) -> IntegrityError:
         message = f"{digest} is not in {self.directory}, though {what} names it"
