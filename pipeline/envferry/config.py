@@ -202,6 +202,11 @@ def acting_user() -> str:
     return f"{asked} as {user}" if is_name and asked != user else user
 
 
+def environment_variable(name: str) -> str:
+    """Return what a variable says that a spec names; empty where it is not set."""
+    return os.environ.get(name, "")
+
+
 def wants_colours() -> bool:
     """Whether text may have colours: not with NO_COLOR (no-color.org), not on a plain terminal."""
     return not os.environ.get("NO_COLOR") and not is_plain_terminal()

@@ -122,6 +122,29 @@ def test_a_token_in_the_url_of_a_spec(runner: CliRunner, tiny: Path, tmp_path: P
         spec.write_text(spec.read_text().replace("0ld", TOKEN))
 
 
+@pytest.mark.parametrize(
+    ("kind", "before", "after"),
+    [
+        ("basic", "http://", "http://$HOST_USER:${HOST_TOKEN}@"),
+        ("conda", "/team", "/t/$HOST_TOKEN/team"),
+    ],
+)
+def test_a_login_of_environment_variables(
+    kind: str, before: str, after: str, runner: CliRunner, tiny: Path, tmp_path: Path
+) -> None:
+    """As conda has them; no lock has their values, and without them nothing is asked for."""
+    with private_channel(tiny, PrivateChannel(kind=kind)) as channel:
+        write_spec(runner, channel.url.replace(before, after))
+        unset = runner.run("lock", "one", expect=3)
+        assert "the environment variable HOST_" in unset.stderr
+        assert "is not set" in unset.stderr
+        assert channel.requests == []
+        runner.environ.update(HOST_USER="me", HOST_TOKEN=TOKEN)
+        made = [runner.run("lock", "one", "-vv"), runner.run("build", "one", *BWRAP, "-vv")]
+        assert not any("HOST_" in path for path, _ in channel.requests)
+    refuse_secrets(tmp_path, said(*made))
+
+
 def test_a_token_of_the_command_line_is_missed_by_builds(
     runner: CliRunner, tiny: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from envferry.errors import SpecError
 from envferry.redaction import without_credentials
+from envferry.specs.channel_variables import with_variables
 from envferry.specs.syntax.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
 
 if TYPE_CHECKING:
@@ -61,12 +62,15 @@ class ChannelNames(msgspec.Struct, frozen=True, kw_only=True):
             mirrors = mirrored[name]
             # A single mirror is taken whether it answers or not, so it is not asked.
             places = mirrors if mirrors[1:] else ()
-            first = next((place for place in places if answers(place)), mirrors[0])
+            first = next((place for place in places if answers(with_variables(place))), mirrors[0])
             mirrored[name] = mirrors[mirrors.index(first) :]
         return replace(self, mirrored=mirrored)
 
     def resolve(self, channels: Iterable[str]) -> tuple[str, ...]:
-        """Return names, URLs and paths with every known name replaced, each once."""
+        """Return names, URLs and paths with every known name replaced, each once.
+
+        Raises SpecError for variables in URLs that have no value; see `with_variables`.
+        """
         found: list[str] = []
         for channel in channels:
             # The one name that stands for several channels.
@@ -82,6 +86,9 @@ class ChannelNames(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self._place(channel)}::{rest}" if colons else match_spec
 
     def _place(self, name: str) -> str:
+        return with_variables(self._written_place(name))
+
+    def _written_place(self, name: str) -> str:
         # Before the check for URLs and paths: the spec's own table wins for whatever it has.
         if name in self.own:
             return self.own[name]

@@ -26,14 +26,14 @@ def channel_logins(spec: Spec) -> dict[str, Secret]:
     """Return the URLs of a spec's channels that hold logins, by what their packages begin with.
 
     That is in a lock, which has no logins. No server is asked: of mirrors, all count. Raises
-    SpecError for settings files of conda that are not valid.
+    SpecError for settings files of conda that are not valid, and for a variable that is not set.
     """
     names = read_channel_names(condarc_paths(), spec.options.channels)
     # Which mirror the lock was made with is not known here, so the logins of all are kept ready.
     mirrors = (place for name in spec.channels for place in names.mirrored.get(name, ()))
-    channels = (*names.resolve(spec.channels), *mirrors)
+    channels = names.resolve((*spec.channels, *mirrors))
     lines = (requested_package(names.resolve_spec(line), channels) for line in spec.conda)
-    places = dict.fromkeys((*channels, *(line.channel for line in lines)))
+    places = (*channels, *names.resolve(line.channel for line in lines))
     return {
         channel_key(place): Secret(f"{place.rstrip('/')}/") for place in places if has_login(place)
     }
