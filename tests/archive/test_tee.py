@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from functools import partial
 
 import pytest
 
@@ -14,17 +15,19 @@ PATIENCE_SECONDS = 60
 
 
 def test_each_consumer_gets_every_piece_in_order() -> None:
-    fast, slow, released = bytearray(), bytearray(), []
+    fast, slow = bytearray(), bytearray()
+    released: list[int] = []
     with Tee((fast.extend, slow.extend)) as tee:
         for number, piece in enumerate(PIECES):
-            tee.feed(piece, lambda number=number: released.append(number))
+            tee.feed(piece, partial(released.append, number))
     assert bytes(fast) == bytes(slow) == b"".join(PIECES)
     assert released == list(range(len(PIECES)))
 
 
 def test_memory_is_free_only_when_the_slowest_has_done_with_it() -> None:
     """A piece that is overwritten too early would be an archive with a wrong digest."""
-    go, taken, released = threading.Event(), [], []
+    go, taken = threading.Event(), list[bytes]()
+    released: list[int] = []
 
     def slow(piece: bytes | memoryview) -> None:
         assert go.wait(PATIENCE_SECONDS)
@@ -32,7 +35,7 @@ def test_memory_is_free_only_when_the_slowest_has_done_with_it() -> None:
 
     with Tee((slow, lambda piece: None)) as tee:
         for number in range(PIECES_AHEAD):
-            tee.feed(PIECES[number], lambda number=number: released.append(number))
+            tee.feed(PIECES[number], partial(released.append, number))
         assert not released
         go.set()
         tee.drain()
@@ -41,7 +44,7 @@ def test_memory_is_free_only_when_the_slowest_has_done_with_it() -> None:
 
 
 def test_who_feeds_waits_for_the_slowest() -> None:
-    go, fed = threading.Event(), []
+    go, fed = threading.Event(), list[bytes]()
 
     def feed_all(tee: Tee) -> None:
         for piece in PIECES:

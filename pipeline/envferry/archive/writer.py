@@ -64,6 +64,8 @@ class ArchiveOptions(msgspec.Struct, frozen=True, kw_only=True):
     level: int = DEFAULT_LEVEL
     threads: int = 0
     """0: as many as there are cores."""
+    tar_sha256: bool = True
+    """Whether the SHA-256 of the tar stream is computed, which images name."""
     earlier: EarlierFrames | None = None
     """Where frames are taken from that need not be compressed again."""
 
@@ -84,6 +86,7 @@ class WrittenArchive(msgspec.Struct, frozen=True, kw_only=True):
     index_size: int
     index_blake3: str
     tar_sha256: str
+    """Empty where it was not wanted."""
     notes: FrameNotes
     """What is known of each frame, for the next archive."""
     left_alone: tuple[tuple[str, str], ...] = ()
@@ -149,11 +152,12 @@ class ArchiveWriter:
         self.left_alone: list[tuple[str, str]] = []
         self.tar_offset = 0
         self.size = 0
-        self.tar_blake3, self.tar_sha256 = blake3(), IncrementalSha256()
+        self.tar_blake3 = blake3()
+        self.tar_sha256 = IncrementalSha256() if options.tar_sha256 else None
         self.archive_xxh128, self.archive_blake3 = xxhash.xxh3_128(), blake3()
         # SHA-256 costs 0.6 s for each GB, more than all else that is done with a frame of known
         # bytes: the other digests and the disk do not wait for it.
-        self.tar = Tee((self.tar_sha256.update, self.tar_blake3.update))
+        self.tar = Tee(one.update for one in (self.tar_sha256, self.tar_blake3) if one)
         self.archive = Tee((stream.write, self.archive_blake3.update, self.archive_xxh128.update))
         self.threads = ExitStack()
 
@@ -256,7 +260,7 @@ class ArchiveWriter:
             index_offset=index_offset,
             index_size=len(index_frame),
             index_blake3=blake3(index_frame).hexdigest(),
-            tar_sha256=self.tar_sha256.hex(),
+            tar_sha256=self.tar_sha256.hex() if self.tar_sha256 else "",
             notes=FrameNotes(
                 plain=tuple(self.plain),
                 prefix=self.options.prefix,

@@ -179,6 +179,7 @@ def archive_options(
         mtime=options.mtime,
         level=options.level,
         threads=options.threads,
+        tar_sha256=options.image_digest,
         earlier=earlier,
     )
 
