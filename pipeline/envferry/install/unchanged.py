@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from envferry.errors import PipelineError
 from envferry.install.host.host_check import installed_findings
 from envferry.install.host.status import checks_state, signature_state
@@ -24,9 +26,10 @@ log = logging.getLogger(__name__)
 def settled_installation(name: str, options: InstallOptions) -> Installation | None:
     """Return what is current under a name, if an install of the same id would leave it so.
 
-    By records: its checks have passed when they ran last, no command that changed it was cut off,
-    and path, kernel and modulefile are those that are wanted. The machine is looked at, the files
-    are not. None in every doubt: a whole install says what is wrong, or repairs it.
+    By records: its checks have passed when they ran last, or never ran and are not asked for; no
+    command that changed it was cut off, and path, kernel and modulefile are those that are wanted.
+    The machine is looked at, the files are not. None in every doubt: a whole install says what is
+    wrong, or repairs it.
     """
     home = EnvHome.of(options.envs_dir, options.name or name)
     current = home.current_id()
@@ -39,11 +42,33 @@ def settled_installation(name: str, options: InstallOptions) -> Installation | N
     noted = read_integrations(home)
     is_as_wanted = (
         there.prefix == wanted_prefix(home, options.prefix)
-        and (checks in ("none", "passed") or not options.check)
+        and (checks in ("none", "passed") or (checks == "not run" and not options.check))
         and (noted.kernel_dir, noted.modulefile_dir) == (wanted.kernel_dir, wanted.modulefile_dir)
         and noted.written_for in (None, there.id)
     )
     return there if is_as_wanted and not _lacks(home, there.id, options.force) else None
+
+
+def without_known_failures(name: str, id_: str, options: InstallOptions) -> InstallOptions:
+    """Return options that leave out no check of what failed its checks on this host.
+
+    Who leaves them out relies on those that passed elsewhere: where they ran here, and failed, they
+    decide again whether it becomes current.
+    """
+    home = EnvHome.of(options.envs_dir, options.name or name)
+    there = recorded(home, id_)
+    if options.check or there is None:
+        return options
+    checks, failed = checks_state(home, there)
+    if checks != "failed":
+        return options
+    log.warning(
+        "the checks of %s@%s run, although they are to be left out: `%s` failed on this host",
+        home.name,
+        id_,
+        failed,
+    )
+    return replace(options, check=True)
 
 
 def _lacks(home: EnvHome, id_: str, forced: Collection[str]) -> bool:
