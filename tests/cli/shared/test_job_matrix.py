@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from envferry.cli.shared.job_matrix import MAX_JOBS, Job, grouped
+from envferry.cli.shared.job_matrix import MAX_JOBS, MatrixJob, grouped
 from tests.support.cli_runner import CliRunner
 from tests.support.git_repository import SpecRepository
 
@@ -107,8 +107,8 @@ def test_what_cannot_be_grouped_is_said(runner: CliRunner, repository: SpecRepos
 
 def test_a_path_with_a_blank_is_a_job_of_its_own() -> None:
     """It would be two words among others."""
-    spaced = Job(("specs/with a blank.yml",), "blank", "linux-64")
-    others = [Job((f"specs/{name}.yml",), name, "linux-64") for name in "abcd"]
+    spaced = MatrixJob(("specs/with a blank.yml",), "blank", "linux-64")
+    others = [MatrixJob((f"specs/{name}.yml",), name, "linux-64") for name in "abcd"]
     found = grouped([*others, spaced], 3)
     assert spaced in found
     assert [len(job.specs) for job in found if job != spaced] == [2, 2]

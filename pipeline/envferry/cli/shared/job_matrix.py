@@ -34,7 +34,7 @@ that is longer keeps the whole pipeline from being made, without a message.
 """
 
 
-class Job(msgspec.Struct, frozen=True):
+class MatrixJob(msgspec.Struct, frozen=True):
     """What one job releases: several specs where there are more than a matrix has jobs."""
 
     specs: tuple[str, ...]
@@ -64,7 +64,9 @@ def job_matrix(
     for spec in specs:
         lock = api.read_lock(spec)
         # Sorted, so that jobs come in the same order each time.
-        jobs += [Job((spec,), lock.name, platform) for platform in sorted(lock.content_hashes)]
+        jobs += [
+            MatrixJob((spec,), lock.name, platform) for platform in sorted(lock.content_hashes)
+        ]
     most = min(max_jobs or MAX_JOBS[service], MAX_JOBS[service])
     if len(jobs) > most:
         jobs = grouped(jobs, most)
@@ -73,10 +75,10 @@ def job_matrix(
     return {"include": [github_row(job) for job in jobs]}
 
 
-def grouped(jobs: Sequence[Job], most: int) -> list[Job]:
+def grouped(jobs: Sequence[MatrixJob], most: int) -> list[MatrixJob]:
     """Return as many jobs as may be, at most, with about as many specs in each."""
     alone = [job for job in jobs if not is_word(job)]
-    together: dict[str, list[Job]] = {}
+    together: dict[str, list[MatrixJob]] = {}
     for job in jobs:
         if is_word(job):
             together.setdefault(job.platform, []).append(job)
@@ -91,12 +93,12 @@ def grouped(jobs: Sequence[Job], most: int) -> list[Job]:
     return [*alone, *(group for some in together.values() for group in groups_of(some, size))]
 
 
-def is_word(job: Job) -> bool:
+def is_word(job: MatrixJob) -> bool:
     """Whether a shell takes the path of its spec apart from others: it has no blank."""
     return job.spec.split() == [job.spec]
 
 
-def groups_of(jobs: Sequence[Job], size: int) -> Iterator[Job]:
+def groups_of(jobs: Sequence[MatrixJob], size: int) -> Iterator[MatrixJob]:
     """Yield groups of a platform's jobs, with `size` specs at most, none much smaller."""
     count = -(-len(jobs) // size)
     cuts = [len(jobs) * number // count for number in range(count + 1)]
@@ -106,7 +108,7 @@ def groups_of(jobs: Sequence[Job], size: int) -> Iterator[Job]:
             yield first
             continue
         members = tuple(short_spec(job.specs[0]) for job in (first, *others))
-        yield Job(members, f"{first.name}+{len(others)}", first.platform)
+        yield MatrixJob(members, f"{first.name}+{len(others)}", first.platform)
 
 
 def short_spec(spec: str) -> str:
@@ -119,7 +121,7 @@ def short_spec(spec: str) -> str:
         return spec
 
 
-def github_row(job: Job) -> dict[str, str]:
+def github_row(job: MatrixJob) -> dict[str, str]:
     """Return what a workflow knows of a job."""
     return {
         "spec": job.spec,
@@ -129,7 +131,7 @@ def github_row(job: Job) -> dict[str, str]:
     }
 
 
-def gitlab_row(job: Job) -> dict[str, str]:
+def gitlab_row(job: MatrixJob) -> dict[str, str]:
     """Return the variables of a job; raise UsageError where its name would be too long."""
     row = {"SPEC": job.spec, "NAME": job.name, "PLATFORM": job.platform}
     length = len(", ".join(row.values()))
