@@ -194,6 +194,10 @@ def test_a_failed_check_is_not_forgotten_by_who_leaves_checks_out(
     said = runner.run(*install, "--unless-current", "--no-check", expect=4)
     assert "failed on this host" in said.stderr
     assert site.home.current_id() == before
+    # Of old installations, those that never became current are removed first.
+    assert other in runner.run("remove", "demo", "--keep", "1", *site.places[2:]).stdout
+    runner.run(*install, "--unless-current", "--no-check", expect=4)
+    assert site.home.current_id() == before
     # The operator's word at the host: installed anyway. The next program still looks again.
     runner.run(*install, "--no-check")
     assert site.home.current_id() == other

@@ -13,6 +13,7 @@ from envferry.install.host.status import checks_state, signature_state
 from envferry.install.plan import recorded, wanted_prefix
 from envferry.install.programs.integrations import read_integrations, wanted_integrations
 from envferry.install.records.env_home import EnvHome
+from envferry.install.records.events import read_events
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -56,11 +57,8 @@ def without_known_failures(name: str, id_: str, options: InstallOptions) -> Inst
     decide again whether it becomes current.
     """
     home = EnvHome.of(options.envs_dir, options.name or name)
-    there = recorded(home, id_)
-    if options.check or there is None:
-        return options
-    checks, failed = checks_state(home, there)
-    if checks != "failed":
+    failed = None if options.check else _failed_check(home, id_)
+    if failed is None:
         return options
     log.warning(
         "the checks of %s@%s run, although they are to be left out: `%s` failed on this host",
@@ -69,6 +67,21 @@ def without_known_failures(name: str, id_: str, options: InstallOptions) -> Inst
         failed,
     )
     return replace(options, check=True)
+
+
+def _failed_check(home: EnvHome, id_: str) -> str | None:
+    """Return the check that failed when they ran last on this host; None where none is known to."""
+    there = recorded(home, id_)
+    checks, failed = checks_state(home, there) if there else ("not run", "")
+    if checks != "not run":
+        return failed if checks == "failed" else None
+    # How they ended is removed with an installation, and one that failed is the first to go.
+    outcomes = [
+        event
+        for event in read_events(home)
+        if event.id == id_ and event.kind in ("current", "checks failed")
+    ]
+    return outcomes[-1].detail if outcomes and outcomes[-1].kind == "checks failed" else None
 
 
 def _lacks(home: EnvHome, id_: str, forced: Collection[str]) -> bool:

@@ -10,7 +10,6 @@ import msgspec
 
 from envferry.errors import NotFound, UsageError
 from envferry.names import SPECS_DIR
-from envferry.specs.reading import find_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -113,6 +112,9 @@ def groups_of(jobs: Sequence[MatrixJob], size: int) -> Iterator[MatrixJob]:
 
 def short_spec(spec: str) -> str:
     """Return the name by which commands find a spec in its folder: lists of paths get long."""
+    # Not for who only asks for help: it needs the `build` extra.
+    from envferry.specs.reading import find_spec
+
     name = Path(spec).stem
     try:
         return name if find_spec(name, SPECS_DIR) == Path(spec) else spec
