@@ -10,7 +10,7 @@
 # that cannot take an environment (space, driver, glibc: exit code 11) fails here, so that Slurm drains it and runs the
 # job elsewhere.
 
-# The site's settings. They are set here and not read from variables: a job has a say in some of a prolog's variables.
+# The site's settings, here and not in variables: slurmd hands a prolog none of its own, and some that come from the job.
 checks=no # yes: the first job on a node also waits for the environment's own checks, such as imports
 tries=120 # how often to try again, every 5 seconds, while another job's prolog installs the same environment
 
