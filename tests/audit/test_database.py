@@ -8,7 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zstandard
 
+from envferry.audit import advisory_database
 from envferry.audit.advisory import read_osv
 from envferry.audit.advisory_database import (
     age_of,
@@ -19,7 +21,7 @@ from envferry.audit.advisory_database import (
 )
 from envferry.audit.database_update import UpdateRequest, update_database
 from envferry.base.times import parse_time
-from envferry.errors import IntegrityError, NotFound, PolicyViolation, UsageError
+from envferry.errors import IntegrityError, NotFound, PolicyViolation, SpecError, UsageError
 from envferry.progress import Silent
 from tests.support.advisories import CVSS_HIGH, NOW, NUMPY, TORCH, encoded, record, write_records
 from tests.support.keys import OURS, THEIRS, signer
@@ -186,6 +188,31 @@ def test_damaged_databases(tmp_path: Path, data: bytes) -> None:
         read_database(path)
     with pytest.raises(NotFound, match="does not exist"):
         read_database(tmp_path / "none")
+
+
+@pytest.mark.parametrize("limit", ["MOST_UNPACKED", "MOST_BYTES"])
+def test_a_database_that_is_too_large_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    folder, path = write_records(tmp_path / "osv"), tmp_path / "here.json.zst"
+    update(tmp_path, folder)
+    before = path.read_bytes()
+    unpacked = zstandard.ZstdDecompressor().decompress(before)
+    size = len(unpacked if limit == "MOST_UNPACKED" else before)
+    monkeypatch.setattr(advisory_database, limit, size)
+    assert read_database(path).facts.advisories == 4
+    monkeypatch.setattr(advisory_database, limit, size - 1)
+    with pytest.raises(SpecError, match="is too large"):
+        read_database(path)
+    # Such a database is not written either: the one that is there stays.
+    with pytest.raises(SpecError, match="is too large"):
+        update(tmp_path, folder, allow_downgrade=True)
+    assert path.read_bytes() == before
+    if limit == "MOST_UNPACKED":
+        frame = zstandard.ZstdCompressor(write_content_size=False).compress(unpacked)
+        path.write_bytes(frame)
+        with pytest.raises(SpecError, match="is too large"):
+            read_database(path)
 
 
 @pytest.mark.parametrize(

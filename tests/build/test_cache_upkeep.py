@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from envferry.base.files import exclusive_lock
 from envferry.build.cache_locks import cache_lock
 from envferry.build.cache_upkeep import (
+    Pruned,
     list_entries,
     list_indexes,
     prune_entries,
@@ -22,7 +25,7 @@ from envferry.build.cache_upkeep import (
 )
 from envferry.build.downloads import DownloadCache
 from envferry.errors import TargetOccupied
-from envferry.lock.conda.repodata import ChannelIndexes
+from envferry.lock.conda.repodata import ChannelIndexes, cached_indexes
 from envferry.lock.conda.repodata_server import RepodataServer
 from envferry.progress import Silent
 from tests.support.builds import locked
@@ -126,7 +129,7 @@ def test_repositories_and_records_of_wheels_go_too(cache: DownloadCache) -> None
 
 def test_nothing_goes_while_a_build_uses_it(cache: DownloadCache) -> None:
     with cache_lock(cache.root, shared=True):
-        with pytest.raises(TargetOccupied, match="is using the download cache"):
+        with pytest.raises(TargetOccupied, match="is using the cache"):
             prune_entries(cache.root, older_than=1e12)
         verify_entries(cache.root, lambda count: None)
     assert len(names(cache)) == 3
@@ -184,3 +187,38 @@ def test_indexes_of_channels_are_listed_and_pruned(tmp_path: Path) -> None:
     assert prune_indexes(root, older_than=time.time() + 60).size >= found.size
     assert list_indexes(root) == []
     assert ChannelIndexes(server).index(f"{channel.as_uri()}/linux-64/") is not None
+
+
+def test_indexes_that_are_read_are_not_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read piece by piece, from names in a folder that a prune removes."""
+    monkeypatch.setenv("ENVFERRY_CACHE", str(tmp_path / "cache"))
+    root, soon = tmp_path / "cache/repodata", time.time() + 60
+    channel = write_channel(tmp_path / "c", record("a", "1"), form="repodata.json.zst")
+    assert prune_indexes(root, older_than=soon) == Pruned(files=0, size=0)
+    with cached_indexes() as indexes:
+        index = indexes.index(f"{channel.as_uri()}/linux-64/")
+        assert index
+        for dry_run in (True, False):
+            with pytest.raises(TargetOccupied, match="is using the cache"):
+                prune_indexes(root, older_than=soon, dry_run=dry_run)
+        assert len(list(index.records({"a"}))) == 1
+    waiting = threading.Event()
+
+    def read_again() -> int:
+        waiting.set()
+        with cached_indexes() as indexes:
+            index = indexes.index(f"{channel.as_uri()}/linux-64/")
+            return len(list(index.records({"a"}))) if index else 0
+
+    with ThreadPoolExecutor(1) as threads, cache_lock(root, shared=False):
+        future = threads.submit(read_again)
+        assert waiting.wait(10)
+        with pytest.raises(TargetOccupied):  # another prune
+            prune_indexes(root, older_than=soon)
+        time.sleep(0.1)
+        assert not future.done()
+    assert future.result() == 1
+    assert prune_indexes(root, older_than=soon).files > 0
+    assert list_indexes(root) == []

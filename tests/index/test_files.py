@@ -137,6 +137,20 @@ def test_an_index_that_is_full_says_what_it_does_not_search(
     assert shelf.index.ask(unread_files) == [second]
 
 
+def test_a_list_that_finds_no_room_does_not_keep_out_those_that_fit(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.add(Made(name="one"), CUDNN)
+    monkeypatch.setattr(file_rows, "MOST_PLACED", len(CUDNN.paths) + 1)
+    large = FileList("large", "1", ("lib/large.py", "lib/larger.py"))
+    small = FileList("small", "1", ("lib/small.py",))
+    shelf.add(Made(name="two", seed=2), large, small, CUDNN)
+    assert shelf.find("large.py") == []
+    assert [name for _, _, name in shelf.find("small.py")] == ["two"]
+    assert {name for _, _, name in shelf.find("libcudnn.so.9")} == {"one", "two"}
+    assert list(shelf.index.ask(count_unsearched()).values()) == [1]
+
+
 def test_a_pattern_that_fits_everything_is_refused(shelf: Shelf) -> None:
     many = FileList("many", "1", tuple(f"lib/{number}.py" for number in range(20_001)))
     shelf.add(Made(), many)

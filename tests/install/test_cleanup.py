@@ -240,6 +240,32 @@ def test_commands_that_fail_leave_no_folders(envs: Path) -> None:
         assert list(envs.iterdir()) == []
 
 
+def test_a_first_install_that_fails_leaves_no_folders(tmp_path: Path) -> None:
+    good, damaged = tmp_path / "1.tar.zst", tmp_path / "2.tar.zst"
+    manifest_of(good, b"1")
+    manifest_of(damaged, b"2")
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 4] ^= 1
+    damaged.write_bytes(data)
+    there = {path.name for path in tmp_path.iterdir()}
+    envs = tmp_path / "srv/of/mine/envs"
+
+    def fail(name: str) -> None:
+        with pytest.raises(IntegrityError, match="damaged"):
+            install(damaged, envs, name=name)
+
+    fail("demo")
+    assert {path.name for path in tmp_path.iterdir()} == there
+    install(good, envs)
+    before = modes(envs)
+    fail("other")
+    assert modes(envs) == before
+    # What was there before stays, empty or not.
+    (envs / ".envferry/other").mkdir()
+    fail("other")
+    assert [path.name for path in (envs / ".envferry/other").iterdir()] == [".lock"]
+
+
 def test_no_environment_inside_of_another(tmp_path: Path, envs: Path) -> None:
     manifest_of(tmp_path / "1.tar.zst", b"1")
     install(tmp_path / "1.tar.zst", envs)

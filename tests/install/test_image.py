@@ -172,8 +172,7 @@ def test_what_is_mounted_is_what_was_accepted(
     with pytest.raises(IntegrityError, match="not signed"):
         mount_image(image, options=options, progress=Silent(), accept=refuse)
     assert seen == [image.path.read_bytes()]
-    assert [path.name for path in envs.glob(".envferry/demo/*")] == [".lock"]
-    assert not (envs / "demo").exists()
+    assert not envs.exists()
 
     other = make(artifact, tmp_path / "other.squashfs")
 

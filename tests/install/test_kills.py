@@ -49,8 +49,8 @@ def move():
     install(first, place, prefix=f"{place}/demo", kernel_dir=moved, modulefile_dir=moved)
 
 def integrations():
-    """Return the kernel's folder and the modulefile; hidden are those that were being written."""
-    return {path for folder in (old, moved) for path in folder.glob("[!.]*")}
+    """Return the kernel's folder and file and the modulefile, and whatever else is there."""
+    return {path for folder in (old, moved) for path in folder.rglob("*")}
 
 def repair():
     found = verify_installation(home, None, quick=False, progress=Silent())
@@ -93,7 +93,7 @@ while killed:
     if deed == "move":
         install(second, place, prefix=f"{place}/demo", kernel_dir=old, modulefile_dir=old)
         before = integrations()
-        assert len(before) == 2, before
+        assert len(before) == 3, before
     if deed in ("again", "repair"):
         (home.link / "lib/data").unlink()
     killed = run_until(number)
@@ -108,7 +108,8 @@ while killed:
         if deed == "move":
             known = read_integrations(home)
             kernel = Path(known.kernel_dir, "envferry-demo/kernel.json")
-            assert integrations() == {kernel.parent, Path(known.modulefile_dir, "demo")}, number
+            wanted = {kernel.parent, kernel, Path(known.modulefile_dir, "demo")}
+            assert integrations() == wanted, (number, integrations())
             made_for = json.loads(kernel.read_bytes())["metadata"]["envferry"]["id"]
             assert made_for == home.current_id(), number
         for item in home.installations():

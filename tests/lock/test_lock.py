@@ -13,7 +13,7 @@ from envferry.config import child_environ
 from envferry.errors import NotFound, SpecError, StaleLock, StoreError
 from envferry.lock.conda.channels import channel_names, channels_of, placed_lines
 from envferry.lock.conda.relax_pins import RelaxLevel, RelaxRequest, relax_pins
-from envferry.lock.conda.repodata import ChannelIndexes
+from envferry.lock.conda.repodata import cached_indexes
 from envferry.lock.existing_lock import check_lock
 from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
@@ -117,7 +117,8 @@ def test_checking_a_lock_loads_no_solver(tmp_path: Path) -> None:
 def relax(channel: Path, level: RelaxLevel, *specs: str) -> dict[str, str]:
     """Relax pins and return what replaces what."""
     request = RelaxRequest(specs=specs, channels=(str(channel),), platform="linux-64", level=level)
-    answer = relax_pins(request, ChannelIndexes.usual())
+    with cached_indexes() as indexes:
+        answer = relax_pins(request, indexes)
     replaced = {item.asked: item.used for item in answer.replacements}
     assert answer.specs == tuple(
         replaced.get(spec, spec) for spec in specs if replaced.get(spec, spec)

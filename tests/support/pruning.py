@@ -30,7 +30,7 @@ class Pruning(Silent):
         self, label: str, total_bytes: int | Expected | None = None
     ) -> Iterator[Callable[[int], None]]:
         """Open a task; nothing is shown."""
-        with pytest.raises(TargetOccupied, match="is using the download cache"):
+        with pytest.raises(TargetOccupied, match="is using the cache"):
             prune_entries(self.root, older_than=1e12)
         self.tried.append(label.split(maxsplit=1)[0])
         yield lambda done_bytes: None

@@ -15,6 +15,7 @@ import zstandard
 from envferry.audit.advisory import Advisory, SkippedRecord
 from envferry.base.files import write_bytes
 from envferry.base.json import decode_json
+from envferry.base.text import human_bytes
 from envferry.base.times import LONG_AGO, parse_time, rfc3339
 from envferry.errors import IntegrityError, NotFound, PolicyViolation, SpecError
 from envferry.trust.signed_files import (
@@ -118,7 +119,8 @@ def encode_database(
 ) -> tuple[bytes, DatabaseFacts]:
     """Return a database as it is stored, and what it says of itself.
 
-    It is as old as the oldest of the archives that it is made of.
+    It is as old as the oldest of the archives that it is made of. Raises SpecError for one that
+    is too large to be read.
     """
     read = tuple(archives)
     # The newest comes last, and of several records with one id the last one stays.
@@ -154,9 +156,15 @@ def encode_database(
         ids={key: tuple(numbers) for key, numbers in ids.items()},
     )
     data = msgspec.json.encode(content, order="deterministic")
+    what = f"the database of {origin.source}"
+    if len(data) > MOST_UNPACKED:
+        raise _too_large(what, "unpacked", MOST_UNPACKED)
     # One call and not a stream: the frame then records its length, and equal data give equal
     # bytes.
-    return zstandard.ZstdCompressor(level=LEVEL).compress(data), facts
+    packed = zstandard.ZstdCompressor(level=LEVEL).compress(data)
+    if len(packed) > MOST_BYTES:
+        raise _too_large(what, "packed", MOST_BYTES)
+    return packed, facts
 
 
 def write_database(path: Path, data: bytes, signer: Signer | None) -> None:
@@ -173,7 +181,7 @@ def read_database(path: Path) -> AdvisoryDatabase:
     """Open a database; who signed it is another question.
 
     Raises NotFound where there is none, IntegrityError for a damaged one, SpecError for one of a
-    newer envferry.
+    newer envferry or that is too large.
     """
     return decode_database(read_database_bytes(path), str(path))
 
@@ -183,19 +191,17 @@ def read_database_bytes(path: Path) -> bytes:
     if not path.exists():
         message = f"the database of advisories {path} does not exist"
         raise NotFound(message, hint=DATABASE.expected)
+    if path.is_file() and path.stat().st_size > MOST_BYTES:
+        raise _too_large(str(path), "packed", MOST_BYTES)
     return read_signed(path, DATABASE, MOST_BYTES)
 
 
 def decode_database(data: bytes, what: str) -> AdvisoryDatabase:
     """Decode a database; `what` names it in errors."""
     try:
-        # A frame may ask for a window of gigabytes.
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as stream:
-            # At most so much is unpacked; more is cut, and then is not JSON.
-            text = stream.read(MOST_UNPACKED)
-        file = decode_json(text, _File)
+        file = decode_json(_unpacked(data, what), _File)
     except (zstandard.ZstdError, msgspec.MsgspecError) as error:
-        if found := _newer_schema(data):
+        if found := _newer_schema(data, what):
             message = f"{what} has schema {found}, this envferry reads schema {SCHEMA}"
             raise SpecError(message, hint="install a newer envferry") from error
         message = f"{what} is not a database of advisories, or is damaged: {error}"
@@ -252,10 +258,28 @@ class _Header(msgspec.Struct):
     schema: int = SCHEMA
 
 
-def _newer_schema(data: bytes) -> int | None:
+def _newer_schema(data: bytes, what: str) -> int | None:
     try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as stream:
-            found = decode_json(stream.read(MOST_UNPACKED), _Header).schema
+        found = decode_json(_unpacked(data, what), _Header).schema
     except (zstandard.ZstdError, msgspec.MsgspecError):
         return None
     return found if found != SCHEMA else None
+
+
+def _unpacked(data: bytes, what: str) -> bytes:
+    """Unpack a database; raise SpecError for a larger one than is read, ZstdError for no frame."""
+    # What the frame says of its length spares unpacking it; it may say nothing, or a lie.
+    if zstandard.frame_content_size(data) > MOST_UNPACKED:
+        raise _too_large(what, "unpacked", MOST_UNPACKED)
+    # A frame may ask for a window of gigabytes.
+    with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as stream:
+        text = stream.read(MOST_UNPACKED + 1)
+    if len(text) > MOST_UNPACKED:
+        raise _too_large(what, "unpacked", MOST_UNPACKED)
+    return text
+
+
+def _too_large(what: str, form: str, most: int) -> SpecError:
+    message = f"{what} is too large: {form} it has more than {human_bytes(most)}"
+    hint = "make it of the ecosystems that the environments use: `envferry audit update SOURCE`"
+    return SpecError(message, hint=hint)

@@ -56,6 +56,24 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     sync_directory(path.parent)
 
 
+def unfinished_writes(path: Path) -> list[Path]:
+    """Return what killed calls of `atomic_write` left beside `path`, as far as it is this user's.
+
+    Only who keeps others from writing `path` can tell it from what is being written now.
+    """
+    if not path.parent.is_dir():
+        return []
+    # Eight characters are what `tempfile` makes up for a name.
+    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}")
+    found = (one for one in path.parent.iterdir() if name.fullmatch(one.name))
+    return [one for one in found if _is_own_file(one)]
+
+
+def _is_own_file(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+
+
 @contextmanager
 def write_anew(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write from its start, on the disk when the block ends well, else removed.
@@ -164,9 +182,17 @@ def make_folders(path: Path) -> None:
     A group that the umask lets write may write, others never. Directories that exist stay as they
     are.
     """
-    if path.is_dir():
-        return
-    make_folders(path.parent)
+    for _ in range(FOLDER_ATTEMPTS):
+        if path.is_dir():
+            return
+        make_folders(path.parent)
+        # Another process may just remove it, or the one above, being empty; see `open_in_folder`.
+        with suppress(FileNotFoundError, FileExistsError):
+            _make_folder(path)
+    _make_folder(path)
+
+
+def _make_folder(path: Path) -> None:
     try:
         path.mkdir()
     except FileExistsError:

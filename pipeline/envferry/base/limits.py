@@ -81,6 +81,11 @@ def most_bytes(key: str) -> int:
     return VALUE_BYTES.get(name) or next(by_suffix, OTHER_VALUE_BYTES)
 
 
+def is_always_small(key: str) -> bool:
+    """Whether no value of this key is ever stored in parts: every file system takes it whole."""
+    return most_bytes(key) <= MIB
+
+
 def require_sane(size: int, key: str, where: str) -> None:
     """Raise IntegrityError when a value is longer than one of its kind can be.
 

@@ -45,6 +45,6 @@ def cache_lock(root: Path, *, shared: bool) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            message = f"a build is using the download cache {root}"
+            message = f"a build or a lock is using the cache {root}"
             raise TargetOccupied(message, hint="wait for it to end, then try again") from error
         yield

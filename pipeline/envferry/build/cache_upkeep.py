@@ -76,19 +76,23 @@ def list_indexes(root: Path) -> list[CachedIndex]:
 
 def prune_indexes(root: Path, *, older_than: float, dry_run: bool = False) -> Pruned:
     """Remove indexes, shards and notes that no lock used since then; see `prune_entries`."""
+    if not root.is_dir():
+        return Pruned(files=0, size=0)
     sizes = []
-    for lock in list(root.glob(f"*/{ENTRY_LOCK}")):
-        if lock.stat().st_mtime < older_than:
-            files = [path for path in lock.parent.iterdir() if path != lock]
-            sizes += [path.stat().st_size for path in files if path.name == "index"]
-            if not dry_run:
-                shutil.rmtree(lock.parent)
-    for pattern in ("shards/*/*", "places/*"):
-        for path in list(root.glob(pattern)):
-            if path.stat().st_mtime < older_than:
-                sizes.append(path.stat().st_size)
+    # Alone, as there: a lock reads an index piece by piece, and waits for the lock in its folder.
+    with cache_lock(root, shared=False):
+        for lock in list(root.glob(f"*/{ENTRY_LOCK}")):
+            if lock.stat().st_mtime < older_than:
+                files = [path for path in lock.parent.iterdir() if path != lock]
+                sizes += [path.stat().st_size for path in files if path.name == "index"]
                 if not dry_run:
-                    path.unlink()
+                    shutil.rmtree(lock.parent)
+        for pattern in ("shards/*/*", "places/*"):
+            for path in list(root.glob(pattern)):
+                if path.stat().st_mtime < older_than:
+                    sizes.append(path.stat().st_size)
+                    if not dry_run:
+                        path.unlink()
     return Pruned(files=len(sizes), size=sum(sizes))
 
 
@@ -134,7 +138,7 @@ def prune_entries(root: Path, *, older_than: float, dry_run: bool = False) -> Pr
     """Remove downloads last used before `older_than` (seconds since 1970) and halves of downloads.
 
     With `dry_run` nothing is removed: the answer says what would be. Raises TargetOccupied while a
-    build uses the cache.
+    build or a lock uses the cache.
     """
     if not root.is_dir():
         return Pruned(files=0, size=0)

@@ -97,10 +97,10 @@ def write_files(
         number, added = _list_number(connection, one, room=MOST_PLACED - placed)
         placed += added
         if number is None:
-            # What fits stays and is found; the artifact is named as one
-            # that is not searched in full.
+            # The artifact is named as one that is not searched in full. What fits of
+            # it is found, and lists that others have brought already take no room.
             problem = fullness()
-            break
+            continue
         connection.execute("INSERT OR IGNORE INTO listed VALUES (?, ?)", (number, row[0]))
     connection.execute("INSERT OR REPLACE INTO filed VALUES (?, ?)", (row[0], problem or None))
 

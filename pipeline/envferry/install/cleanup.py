@@ -55,10 +55,15 @@ def changing(home: EnvHome, *, installing: str = "") -> Iterator[None]:
     """Hold the lock of an environment in which nothing is left of commands that were killed.
 
     `installing` is the id of which an unfinished installation is of use. Raises TargetOccupied when
-    another envferry is at work there.
+    another envferry is at work there. Of a change that fails no folder is left with nothing in it.
     """
+    folders = (home.directory, *home.directory.parents)
+    made = [folder for folder in folders if not folder.exists()]
     make_folders(home.directory)
-    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
+    with (
+        exclusive_lock(home.lock_path, f"the environment {home.name}"),
+        _removing_empty(home, made),
+    ):
         open_to_all(home)
         # First: until then the current installation may be one whose checks never passed.
         put_unchecked_back(home)
@@ -66,6 +71,23 @@ def changing(home: EnvHome, *, installing: str = "") -> Iterator[None]:
         clear_tags(home)
         settle_integrations(home)
         yield
+
+
+@contextmanager
+def _removing_empty(home: EnvHome, made: list[Path]) -> Iterator[None]:
+    """Remove folders that were made for a change which fails and leaves nothing in them."""
+    try:
+        yield
+    except BaseException:
+        # What is not removed, as another command has just put something there, does no harm.
+        with suppress(OSError):
+            left = [path.name for path in home.directory.iterdir()]
+            if home.directory in made and left == [home.lock_path.name]:
+                # With the lock file, whose next holder sees that it is gone.
+                remove_tree(home.directory)
+                for folder in made[1:]:
+                    folder.rmdir()
+        raise
 
 
 def open_to_all(home: EnvHome) -> None:

@@ -162,32 +162,41 @@ class Registry(msgspec.Struct, frozen=True):
 
     def manifest(self, name: str, platform: str, id_: str) -> Manifest:
         """Read a manifest; check that it belongs where it lies, and who signed it."""
-        manifest = self.described(name, platform, id_)
+        manifest, data = self._described(name, platform, id_)
         if self.trust:
-            self.trust.check_artifact(manifest, self.proof(manifest))
+            self.trust.check_artifact(manifest, self._proof_of(manifest, data))
         return manifest
 
     def described(self, name: str, platform: str, id_: str) -> Manifest:
         """Read a manifest and check that it belongs where it lies; signatures are not checked."""
+        return self._described(name, platform, id_)[0]
+
+    def _described(self, name: str, platform: str, id_: str) -> tuple[Manifest, bytes]:
+        """Read a manifest as `described` does; return the bytes that signatures are over, too."""
         folder = artifact_folder(name, platform, id_)
-        manifest = self.published(folder)
-        if manifest is None:
+        read = self._published(folder)
+        if read is None:
             raise unknown(self, Ref(name=name, version=id_), platform)
+        manifest, data = read
         # A manifest and its signatures, copied into another folder,
         # must not pass for what belongs there.
         if (manifest.name, manifest.platform, manifest.id) != (name, platform, id_):
             message = f"{folder}{REGISTRY_MANIFEST} in {self.url} describes {manifest.stem}"
             raise IntegrityError(message, hint="copy or push the artifact again")
-        return manifest
+        return manifest, data
 
     def published(self, folder: str) -> Manifest | None:
         """Read the manifest in a folder, or None when nothing is published there."""
+        read = self._published(folder)
+        return read[0] if read else None
+
+    def _published(self, folder: str) -> tuple[Manifest, bytes] | None:
         key = folder + REGISTRY_MANIFEST
         try:
             data = self.store.read(key)
         except NotFound:
             return None
-        return decode_manifest(data, f"{key} in {self.url}")
+        return decode_manifest(data, f"{key} in {self.url}"), data
 
     def proof(self, manifest: Manifest) -> Proof:
         """Read what a signature check of an artifact needs; nothing is checked here."""
@@ -198,6 +207,9 @@ class Registry(msgspec.Struct, frozen=True):
         # Between the two reads another writer may have replaced it: the
         # checked one must be the used one.
         require_described(manifest, data, f"{folder}{REGISTRY_MANIFEST} in {self.url}")
+        return self._proof_of(manifest, data)
+
+    def _proof_of(self, manifest: Manifest, data: bytes) -> Proof:
         return Proof(
             manifest_data=data,
             attestation=self.attachment(manifest, ATTESTATION),

@@ -19,6 +19,7 @@ from blake3 import blake3
 from msgspec.structs import replace
 
 from envferry.base.json import from_json, to_json
+from envferry.base.limits import is_always_small
 from envferry.base.text import human_bytes
 from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
 from envferry.stores.port import CannotList, Incomplete, KeyTaken, Listed, Stat, ignore, stat_whole
@@ -115,6 +116,8 @@ class SplitStore:
 
     def _stat_parts(self, key: str) -> Stat | None:
         """Return size and version of a value in parts, and note what they are."""
+        if is_always_small(key):  # asking a server for its parts would cost each host two requests
+            return None
         if not (there := self.inner.stat(key + RECORD_SUFFIX)):
             # A copy that lost the record is damage, and must not look like a value that never was.
             if self.inner.stat(part_key(key, 0)):
@@ -200,7 +203,7 @@ class SplitStore:
     def create(self, key: str, data: bytes) -> None:
         """Write a value, in parts if it is large."""
         self._require_free(key)
-        if len(data) <= self.part_bytes:
+        if is_always_small(key) or len(data) <= self.part_bytes:
             self._inner().create(key, data)
         else:
             self._create_parts(key, content_of_bytes(data, key), ignore)
@@ -210,7 +213,7 @@ class SplitStore:
     ) -> None:
         """Write a file, in parts if it is large; existing ones are read again."""
         self._require_free(key)
-        if path.stat().st_size <= self.part_bytes:
+        if is_always_small(key) or path.stat().st_size <= self.part_bytes:
             self._inner().create_from_file(key, path, advance)
             return
         with content_of_file(path) as content:
@@ -225,7 +228,7 @@ class SplitStore:
     ) -> None:
         """Write what arrives, in parts if it is large; those that are there are read again."""
         self._require_free(key)
-        if content.size <= self.part_bytes:
+        if is_always_small(key) or content.size <= self.part_bytes:
             self._inner().receive(key, content, advance, known)
         else:
             self._create_parts(key, content, advance)

@@ -221,7 +221,13 @@ def test_a_modulefile_follows_and_goes(tmp_path: Path, demo: EnvHome) -> None:
     roll_back(demo, None)
     assert f"({first})" in (modules / "demo").read_text()
     moved = tmp_path / "moved"
+    # What a killed command was writing goes; what others have under such a name stays.
+    unfinished = [modules / f".demo.abcdef0{number}" for number in range(2)]
+    unfinished[0].write_bytes((modules / "demo").read_bytes())
+    unfinished[1].touch()
+    (modules / ".demo.settings").write_text("# of this site\n")
     install(tmp_path / "demo.tar.zst", demo.envs_dir, modulefile_dir=moved)
+    assert [path.name for path in modules.iterdir()] == [".demo.settings"]
     assert not (modules / "demo").exists()
     assert (moved / "demo").exists()
     install(tmp_path / "demo.tar.zst", demo.envs_dir, modulefile_dir=NONE)

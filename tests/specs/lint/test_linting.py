@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,31 @@ def test_a_login_is_named_and_not_shown(tmp_path: Path, old: str, new: str, line
     assert (found.rule.code, found.line) == ("S116", line)
     assert "h.example" in str(found)
     assert "SECRET" not in str(found)
+
+
+def test_a_login_in_a_file_that_the_pip_section_names_is_told(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "more.txt").write_text("-r deep/most.txt\n-c limits.txt\n")
+    (tmp_path / "deep" / "most.txt").write_text(
+        "a @ https://me:SECRET@a.example/a-1-py3-none-any.whl\n"
+        "--extra-index-url https://me:SECRET@b.example/simple\n-c limits.txt\n"
+        "fine @ https://$USER:${TOKEN}@e.example/fine-1-py3-none-any.whl\n"
+    )
+    limit = "x @ https://SECRET@c.example/x-1-py3-none-any.whl\n"
+    (tmp_path / "deep" / "limits.txt").write_text(limit)
+    (tmp_path / "limits.txt").write_text(limit.replace("c.", "d."))
+    for lines, hosts in (
+        ("- -r more.txt", "abcd"),
+        ("- -c limits.txt", "d"),
+        ("- --requirement=deep/most.txt", "abc"),
+    ):
+        (tmp_path / "n.yml").write_text(GOOD.replace("- rich", lines))
+        found = [
+            one for one in lint_spec(tmp_path / "n.yml", pypi_names) if one.rule.code == "S116"
+        ]
+        assert {one.line for one in found} == {8}
+        assert sorted(re.findall(r"(\w)\.example", "".join(map(str, found)))) == [*hosts]
+        assert "SECRET" not in "".join(map(str, found))
 
 
 def test_cuda_from_both_sides(tmp_path: Path) -> None:

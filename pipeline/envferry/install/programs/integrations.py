@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from envferry.base.env_variables import UNSET, read_variables
-from envferry.base.files import make_folders, remove_tree, write_bytes
+from envferry.base.files import make_folders, remove_tree, unfinished_writes, write_bytes
 from envferry.base.json import decode_json, from_json, to_json
 from envferry.errors import HostError, PipelineError, TargetOccupied
 from envferry.install.programs.running import start_script
@@ -260,10 +260,11 @@ def _is_taken(home: EnvHome, path: Path) -> bool:
     return (path.exists() or path.is_symlink()) and not _is_ours(home, path)
 
 
-def _is_ours(home: EnvHome, path: Path) -> bool:
+def _is_ours(home: EnvHome, path: Path, name: str = "") -> bool:
+    """Whether this environment wrote a file, which has or is to get this name."""
     if path.is_symlink() or not path.is_file():
         return False
-    if path.name == KERNEL_FILE and path.parent.name == f"envferry-{home.name}":
+    if (name or path.name) == KERNEL_FILE and path.parent.name == f"envferry-{home.name}":
         try:
             found: Any = decode_json(path.read_bytes(), dict[str, Any]).get("metadata", {})
         except msgspec.MsgspecError:
@@ -280,19 +281,30 @@ def _write(home: EnvHome, path: Path, data: bytes) -> None:
         return
     try:
         make_folders(path.parent)
+        _remove_unfinished(home, path)
         write_bytes(path, data)
     except OSError as error:
         message = f"{home.name} is in place, but {path} cannot be written: {error.strerror}"
         raise HostError(message, hint="run it as a user who can, or name another place") from error
 
 
+def _remove_unfinished(home: EnvHome, path: Path) -> None:
+    """Remove what killed commands were writing: the caller holds the environment's lock."""
+    for left in unfinished_writes(path):
+        # Modulefiles lie among files of others: one of ours is empty, or has our mark.
+        if not left.stat().st_size or _is_ours(home, left, path.name):
+            left.unlink(missing_ok=True)
+
+
 def _remove(home: EnvHome, path: Path) -> None:
-    # A folder that was removed in part has no file left to tell whose it is.
-    is_empty = path.name == KERNEL_FILE and path.parent.is_dir() and not any(path.parent.iterdir())
-    if not is_empty and not _is_ours(home, path):
-        return
     try:
-        if path.name == KERNEL_FILE:
+        _remove_unfinished(home, path)
+        is_kernel = path.name == KERNEL_FILE
+        # A folder that was removed in part has no file left to tell whose it is.
+        is_empty = is_kernel and path.parent.is_dir() and not any(path.parent.iterdir())
+        if not is_empty and not _is_ours(home, path):
+            return
+        if is_kernel:
             remove_tree(path.parent)
         else:
             path.unlink(missing_ok=True)

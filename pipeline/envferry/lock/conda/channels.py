@@ -11,13 +11,14 @@ from envferry.build.downloads import DownloadCache
 from envferry.config import condarc_paths, settings
 from envferry.errors import SpecError
 from envferry.lock.conda.relax_pins import RelaxRequest, relax_pins
-from envferry.lock.conda.repodata import ChannelIndexes
+from envferry.lock.conda.repodata import cached_indexes
 from envferry.lock.lock_options import LockOptions
 from envferry.specs.channel_names import read_channel_names
 from envferry.specs.reading import read_spec
 from envferry.specs.syntax.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
+    from envferry.lock.conda.repodata import ChannelIndexes
     from envferry.models import Replacement, Spec
     from envferry.progress import Progress
     from envferry.specs.channel_names import ChannelNames
@@ -34,9 +35,11 @@ def missing_pins(spec: Spec, progress: Progress) -> dict[str, str]:
     options = LockOptions(relax="all")
     names = channel_names(spec, options)
     channels = channels_of(spec, options, names)
-    indexes = ChannelIndexes.usual()
     label = f"looking for the pins of {spec.name} in its channels"
-    with progress.task(label, indexes.server.expected) as indexes.server.advance:
+    with (
+        cached_indexes() as indexes,
+        progress.task(label, indexes.server.expected) as indexes.server.advance,
+    ):
         lines = placed_lines(halves, names)
         _, replacements = relaxed_pins(lines, channels, options, indexes)
     return {item.asked: item.used for item in replacements}

@@ -21,7 +21,7 @@ from envferry.lock.conda.channels import (
 from envferry.lock.conda.conda_failures import explain
 from envferry.lock.conda.conda_half import ask_conda_lock, content_hashes, gather, solve_platform
 from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
-from envferry.lock.conda.repodata import ChannelIndexes
+from envferry.lock.conda.repodata import cached_indexes
 from envferry.lock.existing_lock import known_hashes
 from envferry.specs.syntax.conda_lines import parse_conda_line
 
@@ -53,9 +53,11 @@ def conda_request(
     conda = placed_lines(halves, names)
     replacements: tuple[Replacement, ...] = ()
     if options.relax:
-        indexes = ChannelIndexes.usual(offline=options.offline)
         label = f"locking {spec.name}: which pins the channels have"
-        with progress.task(label, indexes.server.expected) as indexes.server.advance:
+        with (
+            cached_indexes(offline=options.offline) as indexes,
+            progress.task(label, indexes.server.expected) as indexes.server.advance,
+        ):
             conda, replacements = relaxed_pins(conda, channels, options, indexes)
     warn_of(replacements, channels)
     request = CondaRequest(
@@ -101,11 +103,12 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
     ):
         # It takes conda-lock seconds, in which the platforms are solved.
         hashes = hasher.submit(content_hashes, request)
-        indexes = ChannelIndexes.usual(offline=request.offline)
-        server = indexes.server
         reading = f"locking {name}: what the channels have"
-        # Before the first thread begins: what it fetches is counted.
-        with progress.task(reading, server.expected) as server.advance:
+        with (
+            cached_indexes(offline=request.offline) as indexes,
+            # Before the first thread begins: what it fetches is counted.
+            progress.task(reading, indexes.server.expected) as indexes.server.advance,
+        ):
             gathered = [
                 threads.submit(gather, request, platform, indexes, Path(directory, platform))
                 for platform in request.platforms

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from envferry.config import child_environ
 from envferry.errors import PipelineError
-from envferry.lock.conda.repodata import ChannelIndexes, extract
+from envferry.lock.conda.repodata import cached_indexes, extract
 from envferry.lock.conda.solving import SolveAnswer, SolveRequest, work
 from envferry.lock.conda.spec_lines import requested_package
 from envferry.names import current_platform
@@ -85,9 +85,11 @@ def _solve(
     wanted = [requested_package(spec, channels) for spec in specs]
     names = [item.name for item in wanted if item.name]
     with tempfile.TemporaryDirectory(prefix="envferry-index-") as directory:
+        with cached_indexes() as indexes:
+            tiers = extract(indexes, channels, platform, names, Path(directory))
         request = SolveRequest(
             wanted=tuple(wanted),
-            tiers=extract(ChannelIndexes.usual(), channels, platform, names, Path(directory)),
+            tiers=tiers,
             virtual_packages=virtual_packages(platform, environ),
         )
         return work(request)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from urllib.parse import unquote, urljoin, urlsplit
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import msgspec
 
 from envferry.base.files import expand_home
+from envferry.build.cache_locks import cache_lock
 from envferry.build.downloads import DownloadCache
 from envferry.config import settings
 from envferry.errors import SpecError, StoreError
@@ -74,13 +76,6 @@ class ChannelIndexes(msgspec.Struct):
     _locks: dict[str, threading.Lock] = msgspec.field(default_factory=dict)
     _guard: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
-    @classmethod
-    def usual(cls, *, offline: bool = False) -> ChannelIndexes:
-        """Return the indexes in this user's cache; `offline`, on nothing but that."""
-        cache = settings().cache_dir
-        downloads = DownloadCache(cache / "downloads")
-        return cls(RepodataServer(cache / "repodata", downloads, offline=offline))
-
     def index(self, url: str) -> ChannelIndex | None:
         """Return the index at `CHANNEL/SUBDIR/`, None when it does not exist; see `open_index`."""
         # A lock for each URL: while one index is fetched, others can be opened.
@@ -91,6 +86,18 @@ class ChannelIndexes(msgspec.Struct):
             if url not in self._indexes:
                 self._indexes[url] = open_index(url, self.server)
             return self._indexes[url]
+
+
+@contextmanager
+def cached_indexes(*, offline: bool = False) -> Iterator[ChannelIndexes]:
+    """Yield the indexes in this user's cache; `offline`, on nothing but that.
+
+    They are read piece by piece: a prune of the cache is refused for as long.
+    """
+    cache = settings().cache_dir
+    root, downloads = cache / "repodata", DownloadCache(cache / "downloads")
+    with cache_lock(root, shared=True):
+        yield ChannelIndexes(RepodataServer(root, downloads, offline=offline))
 
 
 def extract(

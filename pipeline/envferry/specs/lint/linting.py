@@ -157,7 +157,7 @@ def lint_spec(
     asked.platforms = spec.options.platforms
     asked.selected = bool(selector_lines(text))
     found = [*_pip_lines(asked), *_file(asked), *ignored_lines(root, text, asked.lines)]
-    found += login_lines(root, asked.lines)
+    found += login_lines(root, path)
     met: dict[tuple[str, int, str], _Found] = {}
     # The text is read again for each, as selectors drop lines of the text, not of the tree.
     for platform in spec.platforms:

@@ -31,6 +31,8 @@ class IncludedLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line of a requirements file, and the file and line where it stands."""
 
     text: str
+    """Without a login, and with its path from the folder that was asked for."""
+    written: str
     path: Path
     number: int
 
@@ -83,7 +85,9 @@ def included_lines(
             lines += included_lines(inner, read_text(inner), base, (*within, path.resolve()))
         else:
             text_here = rebased(line.text, path.parent, base)
-            lines.append(IncludedLine(text=text_here, path=path, number=line.number))
+            lines.append(
+                IncludedLine(text=text_here, written=line.text, path=path, number=line.number)
+            )
     return lines
 
 
