@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROUNDS = 5
+ASIDE = ".aside-"
+"""How the name of a tree begins that was put aside."""
 NO_BYTE_CODE = "PYTHONDONTWRITEBYTECODE"
 
 
@@ -80,7 +82,7 @@ def put_aside(tree: Path) -> None:
     """
     if not tree.exists():
         return
-    aside = tree.with_name(f".aside-{time.monotonic_ns()}-{tree.name}")
+    aside = tree.with_name(f"{ASIDE}{time.monotonic_ns()}-{tree.name}")
     tree.rename(aside)
     for directory, _, names in os.walk(aside):
         for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -91,6 +92,29 @@ def test_every_input_is_used_and_no_expression_is_in_a_script() -> None:
             if "$/" in step.get("uses", "")
         }
         assert names <= {folder.parent.name for folder in ACTIONS.glob("*/action.yml")}
+
+
+def test_the_workflow_calls_the_actions_as_they_are() -> None:
+    """What a job hands to one of our actions is an input of it, and what it takes is an output."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release-environments.yml").read_text())
+    called = []
+    for job in workflow["jobs"].values():
+        by_id = {}
+        for step in job["steps"]:
+            folder = step.get("uses", "").removeprefix("$/.github/actions/")
+            path = ACTIONS / folder / "action.yml"
+            if folder == step.get("uses", "") or not path.is_file():
+                continue
+            action = yaml.safe_load(path.read_text())
+            inputs, given = action.get("inputs", {}), step.get("with", {})
+            assert given.keys() <= inputs.keys(), folder
+            required = {name for name, one in inputs.items() if one.get("required")}
+            assert required <= given.keys(), folder
+            by_id[step.get("id")] = action.get("outputs", {})
+            called.append(folder)
+        taken = re.findall(r"steps\.(\w+)\.outputs\.(\w+)", json.dumps(job))
+        assert all(name in by_id[id_] for id_, name in taken if id_ in by_id)
+    assert {"plan", "release", "promote"} <= set(called)
 
 
 def test_the_documented_workflow_passes_what_the_reusable_one_takes() -> None:

@@ -9,6 +9,11 @@
 # A job that asks for what does not exist, or is not signed, starts without it: its own `envferry run` says so. A node
 # that cannot take an environment (space, driver, glibc: exit code 11) fails here, so that Slurm drains it and runs the
 # job elsewhere.
+
+# The site's settings, here and not in variables: slurmd hands a prolog none of its own, and some that come from the job.
+checks=no # yes: the first job on a node also waits for the environment's own checks, such as imports
+tries=120 # how often to try again, every 5 seconds, while another job's prolog installs the same environment
+
 set -u
 PATH=/usr/local/bin:/opt/envferry/bin:/usr/bin:/bin
 export PATH
@@ -16,7 +21,8 @@ LC_ALL=C
 export LC_ALL
 
 busy=10 unfit=11 # exit codes of envferry: docs/errors.md
-tries=${ENVFERRY_PROLOG_TRIES:-120}
+no_check=--no-check
+[ "$checks" = no ] || no_check=
 
 say() {
     logger -t envferry-prolog -- "job ${SLURM_JOB_ID:-?}: $1" 2>/dev/null || printf '%s\n' "$1" >&2
@@ -33,7 +39,7 @@ is_ref() {
 install() {
     left=$tries
     while :; do
-        said=$(envferry install --quiet --unless-current "$1" 2>&1 </dev/null)
+        said=$(envferry install --quiet --unless-current ${no_check:+"$no_check"} "$1" 2>&1 </dev/null)
         code=$?
         left=$((left - 1))
         [ "$code" = "$busy" ] && [ "$left" -gt 0 ] || break

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
+from envferry.base.files import write_bytes
+from envferry.base.json import to_json
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.names import Ref, current_platform
 from envferry.process import run
@@ -169,12 +171,21 @@ def test_others_find_an_image(
 def test_equal_archives_are_equal_images(
     oci_server: OciServer, oci_url: str, versions: tuple[Artifact, Artifact]
 ) -> None:
-    """Whenever they are pushed, and where: a digest that somebody has noted stays right."""
+    """Whenever they are pushed, and where: a digest that somebody has noted stays right.
+
+    Also where `pack` has not computed the digest of what the archive holds.
+    """
     require("oci", shutil.which("skopeo"))
     digests = set()
-    tag = f"{current_platform()}-{versions[0].manifest.id}"
-    for url in (oci_url, f"{oci_url}/other"):
-        push_artifact(versions[0], registry=Registry.open(url), tags=(), progress=Silent())
+    artifact = versions[0]
+    facts = replace(artifact.manifest.archive, tar_sha256="")
+    unhashed = replace(artifact, manifest=replace(artifact.manifest, archive=facts))
+    assert unhashed.manifest != artifact.manifest
+    tag = f"{current_platform()}-{artifact.manifest.id}"
+    places = {oci_url: artifact, f"{oci_url}/other": artifact, f"{oci_url}/third": unhashed}
+    for url, one in places.items():
+        write_bytes(one.manifest_path, to_json(one.manifest))
+        push_artifact(one, registry=Registry.open(url), tags=(), progress=Silent())
         said = run(("skopeo", "inspect", "--raw", "--tls-verify=false",
                     f"docker://{url.removeprefix('oci://')}/demo:{tag}")).stdout  # fmt: skip
         digests.add(said)

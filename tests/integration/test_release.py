@@ -121,7 +121,8 @@ def test_the_actions_release_and_promote(runner: CliRunner) -> None:
     environ = {**runner.environ, "ENVFERRY_CACHE": str(runner.cache), "ENVFERRY_SIGN_KEY": key}
     inputs = {"SPEC": "specs/one.yml", "TAGS": "candidate\n", "AWS_ENDPOINT_URL_S3": ""}
     released = run_script("release", runner.home, {**environ, **inputs})
-    id_ = released["GITHUB_OUTPUT"].strip().removeprefix("id=")
+    id_ = outputs(released)["id"]
+    assert outputs(released)["refs"] == f"one@{id_}"
     assert f"- `one@{id_}`: " in released["GITHUB_STEP_SUMMARY"]
     asked = {"NAME": "one", "PLATFORM": current_platform(), "FROM": id_, "TO": "stable"}
     assert (
@@ -135,6 +136,73 @@ def test_the_actions_release_and_promote(runner: CliRunner) -> None:
     assert "was in the registry already" in again["GITHUB_STEP_SUMMARY"]
     failing = {**environ, **inputs, "SPEC": "specs/nowhere.yml"}
     assert "nowhere" in run_script("release", runner.home, failing, expect=7)["log"]
+
+
+def outputs(said: dict[str, str]) -> dict[str, str]:
+    """Return what a step hands on; of two lines with one name the last one counts."""
+    return dict(line.split("=", 1) for line in said["GITHUB_OUTPUT"].splitlines())
+
+
+def group(runner: CliRunner, service: str) -> dict[str, str]:
+    """Return the job that releases both specs on this machine."""
+    words = ("release", "one", "two", "--matrix", service, "--max-jobs", "1")
+    found = json.loads(runner.run(*words).stdout)
+    rows: list[dict[str, str]] = found["include"] if service == "github" else found
+    (row,) = (one for one in rows if current_platform() in one.values())
+    return row
+
+
+def tagged(runner: CliRunner, tag: str) -> list[str]:
+    """Return what has a tag."""
+    listed = json.loads(runner.run("ls", "--json").stdout)
+    return sorted(f"{one['name']}@{one['id']}" for one in listed if tag in one["tags"])
+
+
+def break_check(runner: CliRunner, name: str) -> str:
+    """Make a check of a spec fail; return what the spec was."""
+    spec = runner.home / f"specs/{name}.yml"
+    text = spec.read_text()
+    spec.write_text(text.replace("- pygmentize -V", "- exit 3"))
+    assert spec.read_text() != text
+    return text
+
+
+def test_the_actions_release_and_promote_a_group(runner: CliRunner) -> None:
+    """Also what comes after one that failed; when that is mended, the same job does the rest."""
+    environ = {**runner.environ, "ENVFERRY_CACHE": str(runner.cache), "AWS_ENDPOINT_URL_S3": ""}
+    inputs = {**environ, "SPEC": group(runner, "github")["spec"], "TAGS": "candidate\n"}
+    text = break_check(runner, "one")
+    failed = run_script("release", runner.home, inputs, expect=4)
+    assert outputs(failed)["refs"].startswith("two@")
+    assert "**one: failed**" in failed["GITHUB_STEP_SUMMARY"]
+    (runner.home / "specs/one.yml").write_text(text)
+    refs = outputs(run_script("release", runner.home, inputs))["refs"]
+    assert [ref.partition("@")[0] for ref in refs.split()] == ["one", "two"]
+    asked = {**environ, "PLATFORM": current_platform(), "TO": "stable", "NAME": "", "FROM": ""}
+    missing = f"none@{'0' * 12} {refs}"
+    run_script("promote", runner.home, {**asked, "REFS": missing}, expect=7)
+    assert tagged(runner, "stable") == refs.split(), "one that is missing holds back no other"
+
+
+def test_gitlab_releases_and_promotes_a_group(runner: CliRunner) -> None:
+    environ = {
+        **runner.environ,
+        "ENVFERRY_CACHE": str(runner.cache),
+        "ENVFERRY_IMAGE": "example.org/envferry@sha256:0",
+        "SPECS": "one two",
+    }
+    plan = yaml.safe_load(GITLAB.read_text())["plan environments"]
+    run_gitlab_job(plan, runner.home, environ)
+    child = yaml.safe_load((runner.home / "release.yml").read_text())
+    job = {**environ, **group(runner, "gitlab")}
+    text = break_check(runner, "one")
+    run_gitlab_job(child["release environment"], runner.home, job, expect=1)
+    assert tagged(runner, "candidate")[0].startswith("two@")
+    (runner.home / "specs/one.yml").write_text(text)
+    run_gitlab_job(child["release environment"], runner.home, job)
+    run_gitlab_job(child["promote environment"], runner.home, job)
+    assert len(tagged(runner, "stable")) == 2
+    assert tagged(runner, "stable") == tagged(runner, "candidate")
 
 
 def test_gitlab_promotes_what_was_built_and_approved(runner: CliRunner) -> None:

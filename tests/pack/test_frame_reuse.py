@@ -390,3 +390,25 @@ def test_the_command_says_how_much_it_took(
     third = json.loads(capsys.readouterr().out)
     assert third["id"] == second["id"]
     assert third["reused"]["archive"].startswith(str(two.root / "artifacts/v1/envs/demo"))
+
+
+def test_what_goes_to_s3_is_not_hashed_for_images(
+    two: PackedTwice, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The archive is the same; a push to an OCI registry computes what is missing."""
+    monkeypatch.chdir(two.root)
+    monkeypatch.setenv("ENVFERRY_CACHE", str(two.root / "cache"))
+    archives, manifests = set(), []
+    for number, registry in enumerate(("artifacts", "oci://host/environments", "s3://bucket/envs")):
+        monkeypatch.setenv("ENVFERRY_REGISTRY", registry)
+        assert run(["pack", str(two.tree), "-n", "demo", "-o", f"dist-{number}"]) == 0
+        archive = two.root / capsys.readouterr().out.strip()
+        archives.add(archive.read_bytes())
+        stem = archive.name.removesuffix(".tar.zst")
+        manifests.append(json.loads((archive.parent / f"{stem}.manifest.json").read_text()))
+    assert len(archives) == 1
+    for_folder, for_images, for_s3 = manifests
+    assert for_folder == for_images
+    assert len(for_folder["archive"].pop("tar_sha256")) == 64
+    assert for_s3["archive"].pop("tar_sha256") == ""
+    assert for_s3 == for_folder

@@ -50,6 +50,11 @@ class Site:
         return InstallOptions(envs_dir=self.folder / "envs")
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """The options of a command that say where the registry and the environments are."""
+        return ("--registry", self.url, "--envs-dir", str(self.options.envs_dir))
+
+    @property
     def home(self) -> EnvHome:
         return EnvHome.of(self.options.envs_dir, "demo")
 
@@ -92,6 +97,12 @@ def site(tmp_path: Path) -> Site:
     return made
 
 
+@pytest.fixture
+def runner(tmp_path: Path) -> CliRunner:
+    """A shell on that host."""
+    return CliRunner(home=tmp_path, cache=tmp_path / "cache")
+
+
 def test_what_a_tag_or_an_id_means_is_current(site: Site) -> None:
     id_ = site.home.current_id()
     assert site.settled() == id_
@@ -118,9 +129,10 @@ def test_what_is_in_doubt_is_not_settled(site: Site) -> None:
     id_ = site.home.current_id() or ""
     note_checked(site.home, id_, LastChecked(time="2026-01-01T00:00:00Z", passed=False, failed="x"))
     assert site.settled() is None, "its checks failed when they ran last"
-    assert site.settled(check=False) == id_
+    assert site.settled(check=False) is None, "a failure counts, whoever asks"
     site.home.state(id_).unlink()
     assert site.settled() is None, "nobody knows whether they passed"
+    assert site.settled(check=False) == id_, "they are not asked for"
     note_checked(site.home, id_, LastChecked(time="2026-01-01T00:00:00Z", passed=True))
     assert site.settled() == id_
     assert site.settled(prefix="/srv/elsewhere") is None
@@ -132,7 +144,7 @@ def test_what_is_in_doubt_is_not_settled(site: Site) -> None:
     assert site.settled(force=("glibc",)) is None
 
 
-def test_it_asks_for_the_tag_and_for_nothing_else(site: Site, tmp_path: Path) -> None:
+def test_it_asks_for_the_tag_and_for_nothing_else(site: Site, runner: CliRunner) -> None:
     asked: list[str] = []
 
     class Noting(http.server.SimpleHTTPRequestHandler):
@@ -140,7 +152,6 @@ def test_it_asks_for_the_tag_and_for_nothing_else(site: Site, tmp_path: Path) ->
             asked.append(f"{self.command} {self.path}")
 
     site.folder.joinpath("checks").unlink()
-    runner = CliRunner(home=tmp_path, cache=tmp_path / "cache")
     with web_server(site.folder / "registry", Noting) as url:
         arguments = ("install", REF, "--registry", url, "--envs-dir", site.options.envs_dir)
         said = runner.run(*arguments, "--unless-current")
@@ -152,3 +163,45 @@ def test_it_asks_for_the_tag_and_for_nothing_else(site: Site, tmp_path: Path) ->
         other = site.publish("two")
         runner.run(*arguments, "--unless-current")
     assert site.home.current_id() == other
+
+
+def test_checks_that_are_left_out_run_when_they_are_asked_for(
+    site: Site, runner: CliRunner
+) -> None:
+    """What never ran is settled for who does not ask for it, and for nobody else."""
+    ran = site.folder / "checks"
+    site.publish("two")
+    ran.unlink()
+    install = ("install", REF, *site.places, "--unless-current")
+    for _ in range(2):
+        assert "demo@" in runner.run(*install, "--no-check").stdout
+        assert not ran.exists()
+    assert site.settled(trust=Trust(), check=False) == site.home.current_id()
+    for _ in range(2):
+        runner.run(*install)
+        assert ran.read_text() == "ran\n", "once: then it is known that they passed"
+
+
+def test_a_failed_check_is_not_forgotten_by_who_leaves_checks_out(
+    site: Site, runner: CliRunner
+) -> None:
+    """Not before it is current, where another program's installation failed, nor afterwards."""
+    before = site.home.current_id()
+    mended = site.folder / "mended"
+    other = site.publish("two", checks=Checks(commands=(f"test -e {mended}",)))
+    install = ("install", REF, *site.places)
+    assert "failed" in runner.run(*install, expect=4).stderr
+    said = runner.run(*install, "--unless-current", "--no-check", expect=4)
+    assert "failed on this host" in said.stderr
+    assert site.home.current_id() == before
+    # Of old installations, those that never became current are removed first.
+    assert other in runner.run("remove", "demo", "--keep", "1", *site.places[2:]).stdout
+    runner.run(*install, "--unless-current", "--no-check", expect=4)
+    assert site.home.current_id() == before
+    # The operator's word at the host: installed anyway. The next program still looks again.
+    runner.run(*install, "--no-check")
+    assert site.home.current_id() == other
+    runner.run(*install, "--unless-current", "--no-check", expect=4)
+    mended.touch()
+    runner.run(*install, "--unless-current", "--no-check")
+    assert site.settled(trust=Trust()) == other, "they ran, and passed"

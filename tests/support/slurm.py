@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -143,3 +144,12 @@ def site_prolog(
     path.write_text(text.replace("sleep 5", "sleep 0.1"))
     path.chmod(0o755)
     return path
+
+
+def set_checks(prolog: Path, *, run: bool) -> None:
+    """Change the site's setting in its prolog: whether an installation runs the checks."""
+    text, count = re.subn(
+        r"^checks=\w+", f"checks={'yes' if run else 'no'}", prolog.read_text(), flags=re.MULTILINE
+    )
+    assert count == 1
+    prolog.write_text(text)

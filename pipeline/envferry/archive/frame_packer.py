@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from envferry.archive.members import FramePlan, Member, Piece
 
 WIDE_MARKS = tuple(mark for mark, _ in WIDE_TEXTS)
-FRAMES_AHEAD = 3
+FRAMES_AHEAD = 1
 """Finished frames that may wait for their turn, besides the one that each thread works on."""
 
 

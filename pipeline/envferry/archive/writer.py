@@ -5,6 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,11 +34,13 @@ from envferry.archive.members import Member, Owner, Piece, cut_frames, sort_memb
 from envferry.archive.prefix_search import find_edits
 from envferry.archive.seek_table import encode_seek_table
 from envferry.archive.tar import END_OF_ARCHIVE
-from envferry.archive.tar_digests import TarDigests
+from envferry.archive.tee import Tee
+from envferry.base.sha256 import IncrementalSha256
 from envferry.models import ArchiveFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
 
     from envferry.archive.frame_reuse import EarlierFrames
 
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
 class ArchiveStream(Protocol):
     """Where an archive is written to."""
 
-    def write(self, data: bytes, /) -> object:
+    def write(self, data: bytes | memoryview, /) -> object:
         """Append all of `data`."""
 
 
@@ -60,6 +64,8 @@ class ArchiveOptions(msgspec.Struct, frozen=True, kw_only=True):
     level: int = DEFAULT_LEVEL
     threads: int = 0
     """0: as many as there are cores."""
+    tar_sha256: bool = True
+    """Whether the SHA-256 of the tar stream is computed, which images name."""
     earlier: EarlierFrames | None = None
     """Where frames are taken from that need not be compressed again."""
 
@@ -80,6 +86,7 @@ class WrittenArchive(msgspec.Struct, frozen=True, kw_only=True):
     index_size: int
     index_blake3: str
     tar_sha256: str
+    """Empty where it was not wanted."""
     notes: FrameNotes
     """What is known of each frame, for the next archive."""
     left_alone: tuple[tuple[str, str], ...] = ()
@@ -118,9 +125,8 @@ def write_archive(
     """
     with (
         ThreadPoolExecutor(options.workers, thread_name_prefix="pack") as pool,
-        TarDigests() as digests,
+        ArchiveWriter(stream, options=options, advance=advance) as writer,
     ):
-        writer = ArchiveWriter(stream, options=options, advance=advance, digests=digests)
         writer.add_group(sort_members(members), pool)
         writer.add_group(sort_members(tuple(generate(writer.files))), pool)
         return writer.finish()
@@ -135,12 +141,9 @@ class ArchiveWriter:
         *,
         options: ArchiveOptions,
         advance: Callable[[int], None],
-        digests: TarDigests,
     ) -> None:
-        self.stream = stream
         self.options = options
         self.advance = advance
-        self.digests = digests
         self.files: list[FileEntry] = []
         self.frames: list[FrameEntry] = []
         self.plain: list[str] = []
@@ -149,8 +152,27 @@ class ArchiveWriter:
         self.left_alone: list[tuple[str, str]] = []
         self.tar_offset = 0
         self.size = 0
-        self.fast_hash = xxhash.xxh3_128()
-        self.strong_hash = blake3()
+        self.tar_blake3 = blake3()
+        self.tar_sha256 = IncrementalSha256() if options.tar_sha256 else None
+        self.archive_xxh128, self.archive_blake3 = xxhash.xxh3_128(), blake3()
+        # SHA-256 costs 0.6 s for each GB, more than all else that is done with a frame of known
+        # bytes: the other digests and the disk do not wait for it.
+        self.tar = Tee(one.update for one in (self.tar_sha256, self.tar_blake3) if one)
+        self.archive = Tee((stream.write, self.archive_blake3.update, self.archive_xxh128.update))
+        self.threads = ExitStack()
+
+    def __enter__(self) -> ArchiveWriter:
+        self.threads.enter_context(self.tar)
+        self.threads.enter_context(self.archive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.threads.__exit__(kind, error, trace)
 
     def add_group(self, members: Sequence[Member], pool: ThreadPoolExecutor) -> None:
         """Pack members that are in archive order, after those already packed."""
@@ -173,12 +195,11 @@ class ArchiveWriter:
             if frame.prefix_members:
                 # The number of this frame: write_frame appends it next.
                 self.prefixed.append(len(self.frames))
-            self.write_frame(frame.compressed, frame.raw, frame.entry)
             self.plain.append(frame.plain)
             records.take(frame)
-            # The digests read the frame's memory in threads of their own: only then is it free.
-            self.digests.wait()
-            packer.reuse_buffer(frame.buffer)
+            # Last: its memory is free when it is hashed.
+            release = partial(packer.reuse_buffer, frame.buffer)
+            self.write_frame(frame.compressed, frame.raw, frame.entry, release)
             # A frame holds members of one owner alone, because each group begins a frame.
             frame_owners.append(members[frame.plan.pieces[0].member].owner)
         self.files.extend(records.entries())
@@ -187,9 +208,15 @@ class ArchiveWriter:
             package_entries(members, starts, frame_owners, first_file, first_frame)
         )
 
-    def write_frame(self, compressed: bytes, raw: bytes | memoryview, entry: FrameEntry) -> None:
-        """Append one compressed frame; what it holds is hashed until the digests are waited for."""
-        self.digests.feed(raw)
+    def write_frame(
+        self,
+        compressed: bytes,
+        raw: bytes | memoryview,
+        entry: FrameEntry,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Append one compressed frame; `release` is called when what it holds is not read again."""
+        self.tar.feed(raw, release)
         self.write(compressed)
         self.tar_offset += len(raw)
         self.frames.append(entry)
@@ -197,9 +224,7 @@ class ArchiveWriter:
 
     def write(self, data: bytes) -> None:
         """Append bytes to the file and to its checksums."""
-        self.stream.write(data)
-        self.fast_hash.update(data)
-        self.strong_hash.update(data)
+        self.archive.feed(data)
         self.size += len(data)
 
     def finish(self) -> WrittenArchive:
@@ -207,13 +232,13 @@ class ArchiveWriter:
         compressed = new_compressor(self.options.level).compress(END_OF_ARCHIVE)
         self.write_frame(compressed, END_OF_ARCHIVE, FrameEntry.of(compressed, len(END_OF_ARCHIVE)))
         self.plain.append(blake3(END_OF_ARCHIVE).hexdigest())
-        self.digests.wait()
+        self.tar.drain()
         index = Index(
             name=self.options.name,
             platform=self.options.platform,
             prefix=self.options.prefix,
             # Over the uncompressed stream: a new zstd or another level does not change the id.
-            id=self.digests.blake3.hexdigest()[:12],
+            id=self.tar_blake3.hexdigest()[:12],
             tar_size=self.tar_offset,
             mtime=self.options.mtime,
             frames=tuple(self.frames),
@@ -226,15 +251,16 @@ class ArchiveWriter:
         # The index counts as a frame without content, so that the table's sizes add up.
         sizes = [(frame.size, frame.tar_size) for frame in self.frames]
         self.write(encode_seek_table([*sizes, (len(index_frame), 0)]))
+        self.archive.drain()
         return WrittenArchive(
             index=index,
             size=self.size,
-            xxh128=self.fast_hash.hexdigest(),
-            blake3=self.strong_hash.hexdigest(),
+            xxh128=self.archive_xxh128.hexdigest(),
+            blake3=self.archive_blake3.hexdigest(),
             index_offset=index_offset,
             index_size=len(index_frame),
             index_blake3=blake3(index_frame).hexdigest(),
-            tar_sha256=self.digests.sha256.hex(),
+            tar_sha256=self.tar_sha256.hex() if self.tar_sha256 else "",
             notes=FrameNotes(
                 plain=tuple(self.plain),
                 prefix=self.options.prefix,

@@ -53,7 +53,7 @@ class DirectStream:
         self.filled = 0
         self.offset = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append all of `data`."""
         rest = memoryview(data)
         while rest:

@@ -1,34 +1,20 @@
-"""The command `envferry changed`, and the job matrices that CI services make of specs."""
+"""The command `envferry changed`: which specs changed since a git revision."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from envferry.cli.shared.command import CommandOptions, command, option
 from envferry.cli.shared.terminal import table
-from envferry.errors import UsageError
 from envferry.names import SPECS_DIR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from envferry.cli.shared.console import Console
     from envferry.specs.changed import ChangedSpec
-
-Service = Literal["github", "gitlab"]
-
-MAX_JOBS: dict[Service, int] = {"github": 256, "gitlab": 200}
-"""How many jobs one matrix may have, by the services' own documentation."""
-
-GITHUB_RUNNERS = {
-    "linux-64": "ubuntu-24.04",
-    "linux-aarch64": "ubuntu-24.04-arm",
-}
-"""The hosted runner that builds for a platform; a workflow may map `platform` to its own."""
 
 
 class SinceOptions(CommandOptions):
@@ -144,36 +130,3 @@ def releasable(console: Console, specs_dir: Path, since: str) -> tuple[str, ...]
     if not names:
         console.note(f"no locked spec in {specs_dir}/ changed since {since}: nothing to release")
     return names
-
-
-def job_matrix(specs: Iterable[str], service: Service) -> dict[str, object] | list[dict[str, str]]:
-    """Return one job for each platform of each spec's lock, in the form that a CI service takes.
-
-    GitHub: `strategy: matrix: ${{ fromJSON(…) }}`, an object with `include`. GitLab: the list of
-    `parallel: matrix:`, whose keys are variables. Raises as `locked` does when a lock is missing or
-    stale, and UsageError for more jobs than the service takes.
-    """
-    from envferry import api
-
-    jobs = []
-    for spec in specs:
-        lock = api.read_lock(spec)
-        # Sorted, so that jobs come in the same order each time.
-        jobs += [(spec, lock.name, platform) for platform in sorted(lock.content_hashes)]
-    if len(jobs) > MAX_JOBS[service]:
-        message = f"{len(jobs)} jobs, but a {service} matrix has at most {MAX_JOBS[service]}"
-        hint = "name fewer specs at a time, or release them with `--workers` or `--scheduler`"
-        raise UsageError(message, hint=hint)
-    if service == "gitlab":
-        return [{"SPEC": spec, "NAME": name, "PLATFORM": platform} for spec, name, platform in jobs]
-    return {
-        "include": [
-            {
-                "spec": spec,
-                "name": name,
-                "platform": platform,
-                "runner": GITHUB_RUNNERS.get(platform, "self-hosted"),
-            }
-            for spec, name, platform in jobs
-        ]
-    }

@@ -106,7 +106,8 @@ class InstallCommandOptions(
         "--unless-current",
         is_flag=True,
         help="Change nothing where the records of this host say that REF is current, signed by who "
-        "is trusted, and passed its checks: one request, no file is looked at.",
+        "is trusted, and passed its checks: one request, no file is looked at. With --no-check, "
+        "checks that never ran here are not asked for; those that failed here run again.",
     )
     mount: bool = option(
         "--mount",
@@ -145,6 +146,7 @@ def install(console: Console, options: InstallCommandOptions) -> None:
     `envferry install demo --envs-dir ./conda/envs --prefix /opt/conda/envs/demo`
     """
     from envferry.install.stage import install_artifact, preview_install
+    from envferry.install.unchanged import without_known_failures
     from envferry.registry.accepted_sources import opened_archive, origin_of, settled
 
     trust = load_trust(
@@ -166,6 +168,8 @@ def install(console: Console, options: InstallCommandOptions) -> None:
     with opened_archive(options.ref, options.registry, trust) as (source, manifest):
         origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
         wanted = options.as_install_options(origin)
+        if options.unless_current:
+            wanted = without_known_failures(manifest.name, manifest.id, wanted)
         if options.dry_run:
             plan = preview_install(source, manifest, options=wanted)
             console.preview(plan, lambda: [describe_plan(plan)])

@@ -105,7 +105,7 @@ class PackSettings(msgspec.Struct, frozen=True, kw_only=True):
     reuse: Path | None = None
     """The archive to take frames from; None: the newest one that is found."""
     registry: str = msgspec.field(default_factory=lambda: settings().registry)
-    """Where one may be found, if this is a directory."""
+    """Where it is to go: earlier ones may be found there, if this is a directory."""
 
 
 def pack_built(
@@ -114,12 +114,14 @@ def pack_built(
     """Pack a built environment, and say what did not have to be compressed again."""
     from envferry import api
     from envferry.pack.stage import pack_env
+    from envferry.stores.opening import may_hold_images
 
     said: list[FrameReuse] = []
     options = api.PackOptions(
         output_dir=packed.output,
         level=packed.level,
         threads=ways.threads,
+        image_digest=may_hold_images(ways.registry),
         notes_dir=settings().cache_dir / "packs",
         reuse=ways.reuse,
         reuse_from=published_folders(ways.registry, built),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
+from envferry.cli.changed import releasable
 from envferry.cli.pack import PackSettings, pack_built
 from envferry.cli.push import push_one
 from envferry.cli.release_gate import ReleaseGate
@@ -18,6 +18,7 @@ from envferry.cli.release_workers import BuiltReleaseOptions, outcomes_of, relea
 from envferry.cli.shared.building import build_spec, preview_line, preview_spec
 from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.completions import complete_specs
+from envferry.cli.shared.job_matrix import MAX_JOBS, Service, job_matrix
 from envferry.cli.shared.shared_options import DryRunOptions
 from envferry.errors import UsageError
 from envferry.names import SPECS_DIR, current_platform
@@ -42,7 +43,15 @@ class ReleaseOptions(DryRunOptions, BuiltReleaseOptions):
     matrix: Service | None = option(
         "--matrix",
         type=click.Choice(list(MAX_JOBS)),
-        help="Only print the jobs, one a spec and platform, as this CI service takes them.",
+        help="Only print the jobs, one a spec and platform, as this CI service takes them; "
+        "where these are too many, a job has several specs.",
+    )
+    max_jobs: int | None = option(
+        "--max-jobs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="With --matrix: at most this many jobs. Default: as many as the service takes, 256 on"
+        " GitHub, 200 on GitLab.",
     )
     plan: bool = option(
         "--plan",
@@ -60,6 +69,18 @@ class ReleaseOptions(DryRunOptions, BuiltReleaseOptions):
         help="Release nothing with vulnerabilities that this policy does not allow: any,"
         " low, medium, high, critical, or a file.",
     )
+
+    def require_complete(self) -> None:
+        """Raise UsageError for an option that says nothing without another."""
+        if self.have and not self.plan:
+            message = "`--have` says which version a plan is for"
+            raise UsageError(message, hint="add `--plan`")
+        if self.max_jobs and not self.matrix:
+            message = "`--max-jobs` says how many jobs a matrix has"
+            raise UsageError(message, hint="add `--matrix`, or build side by side with `--workers`")
+        if not self.specs and self.since is None:
+            message = "nothing to release: neither a SPEC nor `--since` is given"
+            raise UsageError(message, hint="name specs, such as `demo`")
 
     def gate(self, console: Console) -> ReleaseGate:
         """Return what audits, with the keys that must have signed its database."""
@@ -81,19 +102,14 @@ def release(console: Console, options: ReleaseOptions) -> None:
     checks what they pushed, signs it and moves the tags.
     """
     options.require_combinable()
-    if options.have and not options.plan:
-        message = "`--have` says which version a plan is for"
-        raise UsageError(message, hint="add `--plan`")
-    if not options.specs and options.since is None:
-        message = "nothing to release: neither a SPEC nor `--since` is given"
-        raise UsageError(message, hint="name specs, such as `demo`")
+    options.require_complete()
     changed: tuple[str, ...] = ()
     if options.since is not None:
         changed = releasable(console, SPECS_DIR, options.since)
     # Each once, in the order that was given.
     specs = dict.fromkeys((*options.specs, *changed))
     if options.matrix:
-        click.echo(json.dumps(job_matrix(specs, options.matrix)))
+        click.echo(json.dumps(job_matrix(specs, options.matrix, options.max_jobs)))
         return
     target, gate = options.open_registry(), options.gate(console)
     outcomes = outcomes_of(specs, options)

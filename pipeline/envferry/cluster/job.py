@@ -124,6 +124,7 @@ def packed(job: BuildJob, built: BuiltEnv) -> Iterator[Artifact]:
     """Yield a job's artifact, which is kept only where the job says so."""
     from envferry.pack.pack_options import PackOptions
     from envferry.pack.stage import pack_env
+    from envferry.stores.opening import may_hold_images
 
     # Not in /tmp, which may be memory: archives have gigabytes.
     with TemporaryDirectory(dir=settings().cache_dir, prefix="packed-") as scratch:
@@ -132,6 +133,7 @@ def packed(job: BuildJob, built: BuiltEnv) -> Iterator[Artifact]:
             mtime=settings().source_date_epoch,
             level=job.choice.level,
             threads=job.choice.threads,
+            image_digest=may_hold_images(job.registry),
             notes_dir=settings().cache_dir / "packs" if job.choice.output else None,
         )
         yield pack_env(built, options=options, progress=StageMessages())

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from envferry.errors import PipelineError
 from envferry.install.host.host_check import installed_findings
 from envferry.install.host.status import checks_state, signature_state
 from envferry.install.plan import recorded, wanted_prefix
 from envferry.install.programs.integrations import read_integrations, wanted_integrations
 from envferry.install.records.env_home import EnvHome
+from envferry.install.records.events import read_events
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -24,9 +27,10 @@ log = logging.getLogger(__name__)
 def settled_installation(name: str, options: InstallOptions) -> Installation | None:
     """Return what is current under a name, if an install of the same id would leave it so.
 
-    By records: its checks have passed when they ran last, no command that changed it was cut off,
-    and path, kernel and modulefile are those that are wanted. The machine is looked at, the files
-    are not. None in every doubt: a whole install says what is wrong, or repairs it.
+    By records: its checks have passed when they ran last, or never ran and are not asked for; no
+    command that changed it was cut off, and path, kernel and modulefile are those that are wanted.
+    The machine is looked at, the files are not. None in every doubt: a whole install says what is
+    wrong, or repairs it.
     """
     home = EnvHome.of(options.envs_dir, options.name or name)
     current = home.current_id()
@@ -39,11 +43,45 @@ def settled_installation(name: str, options: InstallOptions) -> Installation | N
     noted = read_integrations(home)
     is_as_wanted = (
         there.prefix == wanted_prefix(home, options.prefix)
-        and (checks in ("none", "passed") or not options.check)
+        and (checks in ("none", "passed") or (checks == "not run" and not options.check))
         and (noted.kernel_dir, noted.modulefile_dir) == (wanted.kernel_dir, wanted.modulefile_dir)
         and noted.written_for in (None, there.id)
     )
     return there if is_as_wanted and not _lacks(home, there.id, options.force) else None
+
+
+def without_known_failures(name: str, id_: str, options: InstallOptions) -> InstallOptions:
+    """Return options that leave out no check of what failed its checks on this host.
+
+    Who leaves them out relies on those that passed elsewhere: where they ran here, and failed, they
+    decide again whether it becomes current.
+    """
+    home = EnvHome.of(options.envs_dir, options.name or name)
+    failed = None if options.check else _failed_check(home, id_)
+    if failed is None:
+        return options
+    log.warning(
+        "the checks of %s@%s run, although they are to be left out: `%s` failed on this host",
+        home.name,
+        id_,
+        failed,
+    )
+    return replace(options, check=True)
+
+
+def _failed_check(home: EnvHome, id_: str) -> str | None:
+    """Return the check that failed when they ran last on this host; None where none is known to."""
+    there = recorded(home, id_)
+    checks, failed = checks_state(home, there) if there else ("not run", "")
+    if checks != "not run":
+        return failed if checks == "failed" else None
+    # How they ended is removed with an installation, and one that failed is the first to go.
+    outcomes = [
+        event
+        for event in read_events(home)
+        if event.id == id_ and event.kind in ("current", "checks failed")
+    ]
+    return outcomes[-1].detail if outcomes and outcomes[-1].kind == "checks failed" else None
 
 
 def _lacks(home: EnvHome, id_: str, forced: Collection[str]) -> bool:

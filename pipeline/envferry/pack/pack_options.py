@@ -23,6 +23,9 @@ class PackOptions(msgspec.Struct, frozen=True, kw_only=True):
     level: int = DEFAULT_LEVEL
     threads: int = 0
     """0: as many as there are cores."""
+    image_digest: bool = True
+    """Whether the manifest gets the digest by which an image names the archive. It is a third of
+    what a second pack works; a push to an OCI registry computes it where it is missing."""
     notes_dir: Path | None = None
     """Where it is noted what was packed, for the next time; None: nothing is noted."""
     reuse: Path | None = None

@@ -15,6 +15,7 @@ from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archiv
 from envferry.artifacts import SBOM, sbom_path, write_companions
 from envferry.base.direct_io import DirectStream
 from envferry.base.files import exclusive_lock, write_anew, write_bytes
+from envferry.base.workers import Workers
 from envferry.errors import IntegrityError
 from envferry.models import Artifact, Manifest, left_out
 from envferry.pack.cuda_code import cuda_code
@@ -23,7 +24,7 @@ from envferry.pack.env_members import Listing
 from envferry.pack.frozen import frozen_members
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from envferry.archive.frame_reuse import EarlierFrames
@@ -59,7 +60,12 @@ def pack_env(
     listing = Listing(Path(built.tree), built.prefix, built.options.exclude)
     staged = options.output_dir / f".{built.name}-{built.platform}.tar.zst"
     # The unfinished archive is its own lock file: nothing is left beside the artifact.
-    with exclusive_lock(staged, f"the new archive of {built.name} in {options.output_dir}"):
+    with (
+        exclusive_lock(staged, f"the new archive of {built.name} in {options.output_dir}"),
+        Workers(1, "cuda-code") as aside,
+    ):
+        # It waits for the disk more than it works, and nothing but the manifest needs it.
+        code = aside.submit(cuda_code, listing.members)
         with write_anew(staged) as stream:
             written, reuse = write_listing(
                 stream, listing, built=built, options=options, progress=progress
@@ -68,7 +74,8 @@ def pack_env(
             read_back(staged, written)
         warn_of_left_alone(written)
         artifact = Artifact(
-            directory=options.output_dir, manifest=describe(built, written, listing, options)
+            directory=options.output_dir,
+            manifest=describe(built, written, listing, options, code.result()),
         )
         # Only now: its name holds the id, which is known when all is written.
         staged.replace(artifact.archive_path)
@@ -172,14 +179,19 @@ def archive_options(
         mtime=options.mtime,
         level=options.level,
         threads=options.threads,
+        tar_sha256=options.image_digest,
         earlier=earlier,
     )
 
 
 def describe(
-    built: BuiltEnv, written: WrittenArchive, listing: Listing, options: PackOptions
+    built: BuiltEnv,
+    written: WrittenArchive,
+    listing: Listing,
+    options: PackOptions,
+    code: Mapping[str, tuple[str, ...]],
 ) -> Manifest:
-    """Return the manifest of what was written."""
+    """Return the manifest of what was written; `code` is what each package has for GPUs."""
     index = written.index
     return Manifest(
         name=built.name,
@@ -201,6 +213,6 @@ def describe(
         version=built.options.version,
         image=built.image,
         keeps_prefix=tuple(path for path, _ in written.left_alone),
-        cuda_code=cuda_code(listing.members) or msgspec.UNSET,
+        cuda_code=dict(code) or msgspec.UNSET,
         readme=built.options.readme or msgspec.UNSET,
     )

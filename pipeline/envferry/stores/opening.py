@@ -37,6 +37,12 @@ def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
     return OciStore.open(url, limits)
 
 
+def may_hold_images(url: str) -> bool:
+    """Whether archives may be images in the registry at `url`; nothing is asked, nor checked."""
+    # A directory may become an image layout, or be one.
+    return not url.startswith("s3://")
+
+
 def require_public(url: str) -> None:
     """Raise UsageError for what no other machine can take as the URL of a registry.
 

@@ -101,7 +101,7 @@ class FileSharer:
         self.advance = advance
         self.candidates = candidates
         self.link = link
-        self.known = known
+        self.known = set(known)
         self.times = (index.mtime * 10**9,) * 2
         self.linked: list[int] = []
         """The files that are now hard links to those of other trees."""
@@ -123,7 +123,7 @@ class FileSharer:
             return [number for number in batch if self.take(number, target)]
 
         if self.known and (target is None or self.link is Link.HARDLINK):
-            # Three short system calls a file: threads would spend more on passing the
+            # A few short system calls a file: threads would spend more on passing the
             # interpreter's lock to each other.
             for batch in batches(self.index.files, self.candidates):
                 known = [number for number in batch if self.take_unread(number, target)]
@@ -150,20 +150,15 @@ class FileSharer:
         if target is None:
             return True
         entry = self.index.files[number]
-        if before.st_mode & WRITE_BITS or not self.has_status(before, entry):
+        if not self.has_status(before, entry):
             return False
-        path = f"{target}/{entry.path}"
-        try:
-            os.link(source, path, follow_symlinks=False)
-        except OSError:
+        after = link_unopened(source, f"{target}/{entry.path}", before)
+        if after is None:
             return False
-        after = os.lstat(path)
-        # Another file may have come to that name, or this one was written to.
-        if os.path.samestat(before, after) and after.st_mtime_ns == before.st_mtime_ns:
-            self.linked.append(number)
-            return True
-        os.unlink(path)  # noqa: PTH108
-        return False
+        # Its ctime is another now, and a further path may have the same content.
+        self.known.add((FileState.of(after), wanted.xxh128))
+        self.linked.append(number)
+        return True
 
     def has_status(self, status: os.stat_result, entry: FileEntry) -> bool:
         """Whether a file has the mode and the time that an installed one must have."""
@@ -216,6 +211,28 @@ class FileSharer:
         return False
 
 
+def link_unopened(source: str, path: str, before: os.stat_result) -> os.stat_result | None:
+    """Give a file another name, and no write bits; return its status, None where that cannot be.
+
+    `before` is the status that the file must have. Nothing is left at `path` where that cannot be.
+    The mode is changed by that path: only this process may write to the directory that it is in.
+    """
+    try:
+        os.link(source, path, follow_symlinks=False)
+    except OSError:
+        return None
+    after = os.lstat(path)
+    # Before its mode is changed: another file may have come to the name of the source.
+    is_same = os.path.samestat(before, after)
+    if is_same and after.st_mode & WRITE_BITS:
+        is_same = protect(path, stat.S_IMODE(after.st_mode))
+        after = os.lstat(path)
+    if is_same and after.st_mtime_ns == before.st_mtime_ns:
+        return after
+    os.unlink(path)  # noqa: PTH108
+    return None
+
+
 def hard_link(descriptor: int, source: str, path: str) -> bool:
     """Give an open file, known as `source`, a second name; return False where that cannot be.
 
@@ -240,11 +257,11 @@ def hard_link(descriptor: int, source: str, path: str) -> bool:
     return False
 
 
-def protect(descriptor: int, mode: int) -> bool:
-    """Make an open file read-only; return False where this user may not."""
+def protect(file: int | str, mode: int) -> bool:
+    """Make a file, open or by its path, read-only; return False where this user may not."""
     if mode & WRITE_BITS:
         try:
-            os.fchmod(descriptor, read_only(mode))
+            os.chmod(file, read_only(mode))  # noqa: PTH101
         except OSError as error:
             log.debug("a file stays writable, so it is not shared: %s", error)
             return False
