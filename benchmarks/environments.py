@@ -32,6 +32,16 @@ class Environment:
     """Whether the disk has no room for several versions of it, in all the places they go to."""
 
     @property
+    def warm_ups(self) -> int:
+        """How many runs come before those that count, where each leaves an archive behind."""
+        return 0 if self.fits_disk_once else 1
+
+    @property
+    def copies(self) -> int:
+        """How many runs that leave an archive behind count."""
+        return 1 if self.fits_disk_once else self.rounds
+
+    @property
     def cache(self) -> Path:
         """The download cache and the builds."""
         return self.home / "cache"

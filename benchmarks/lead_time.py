@@ -111,6 +111,8 @@ class LeadTime:
             **self.server.environ,
             "ENVFERRY_CACHE": str(self.work / "cache"),
             "ENVFERRY_TRUSTED_DIR": "/dev/null",
+            # As where it is a setting: what only images need is left out for S3.
+            "ENVFERRY_REGISTRY": self.lasting.registry,
             **({"AWS_ENDPOINT_URL_S3": endpoint} if endpoint else {}),
         }
         return Command(argv=(str(ENVFERRY), *map(str, words)), environ=tuple(environ.items()))

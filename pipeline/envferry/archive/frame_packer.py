@@ -15,8 +15,10 @@ from blake3 import blake3
 
 from envferry.archive.compression import new_compressor
 from envferry.archive.index import FrameEntry
+from envferry.archive.members import FRAME_BYTES
 from envferry.archive.prefix_search import WIDE_TEXTS
 from envferry.archive.tar import tar_header
+from envferry.base.direct_io import DirectReader
 from envferry.errors import HostError
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ class FramePacker:
         self.prefix = prefix
         self.mtime = mtime
         self.threads = local()
+        # A piece of a large file has FRAME_BYTES.
+        self.direct = DirectReader(FRAME_BYTES)
         self.buffers: SimpleQueue[bytearray] = SimpleQueue()
 
     def pack(self, plan: FramePlan) -> PackedFrame:
@@ -85,7 +89,7 @@ class FramePacker:
             end = content + piece.length
             if piece.header_size:
                 raw[position:content] = tar_header(member.entry, self.mtime)
-            read_piece(member, piece, raw[content:end])
+            read_piece(member, piece, raw[content:end], self.direct)
             # The buffer may hold the bytes of an earlier frame: the zeros have to be written.
             raw[end : end + piece.padding] = bytes(piece.padding)
             if member.entry.type == "file" and piece.length == member.entry.size:
@@ -174,7 +178,7 @@ def packed_in_order(
             future.cancel()
 
 
-def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
+def read_piece(member: Member, piece: Piece, target: memoryview, direct: DirectReader) -> None:
     """Fill `target` with a piece of a member's content."""
     if isinstance(member.source, bytes):
         target[:] = member.source[piece.start : piece.start + piece.length]
@@ -188,14 +192,10 @@ def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
             message, hint="stop the program that writes to it, then pack again"
         ) from error
     try:
-        done = 0
-        while done < piece.length:
-            count = os.preadv(descriptor, [target[done:]], piece.start + done)
-            # The tar header has promised so many bytes already: a shorter file cannot be packed.
-            if count == 0:
-                message = f"{member.source} shrank while it was being packed"
-                raise HostError(message, hint="stop the program that writes to it, then pack again")
-            done += count
+        # The tar header has promised so many bytes already: a shorter file cannot be packed.
+        if direct.read_into(descriptor, target, piece.start) < piece.length:
+            message = f"{member.source} shrank while it was being packed"
+            raise HostError(message, hint="stop the program that writes to it, then pack again")
     except OSError as error:
         message = f"cannot read {member.source}: {error.strerror}"
         raise HostError(

@@ -1,7 +1,7 @@
-"""Write large pieces of files past the page cache (`O_DIRECT`, open(2)).
+"""Read and write large pieces of files past the page cache (`O_DIRECT`, open(2)).
 
 A copy into the page cache costs a core a second for each one or two gigabytes; a disk of today
-takes them as fast without. A file system that cannot do it gets ordinary writes.
+takes and gives them as fast without. A file system that cannot do it gets ordinary calls.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from threading import local
 BLOCK_BYTES = 4096
 """A multiple of every disk's logical block: offset, length and memory are aligned to it."""
 REFUSALS = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+LEAST_DIRECT_BYTES = 1 << 20
+"""What is shorter is read through the page cache, whose readahead has it by then."""
 
 
 # O_DIRECT is a flag of the open file, not of a call: only one thread may use a descriptor at a
@@ -42,6 +44,68 @@ class DirectWriter:
             buffer[:] = part
             write_blocks(descriptor, buffer, offset + start)
         write_all(descriptor, content[whole:], offset + whole)
+
+
+class DirectReader:
+    """Reads large pieces past the page cache, unless it has where they begin."""
+
+    def __init__(self, buffer_bytes: int) -> None:
+        """Take buffers of so many bytes, a multiple of BLOCK_BYTES: a usual piece."""
+        self.buffer_bytes = buffer_bytes
+        self.threads = local()
+
+    def read_into(self, descriptor: int, target: memoryview, offset: int) -> int:
+        """Fill `target` with a file's bytes from `offset`; return how many, fewer at its end.
+
+        Only the calling thread may use the descriptor. Raises OSError when a read fails.
+        """
+        done = 0
+        if len(target) >= LEAST_DIRECT_BYTES and not is_cached(descriptor, offset):
+            while rest := target[done:]:
+                if not (count := self.read_blocks(descriptor, rest, offset + done)):
+                    break
+                done += count
+        # What is left: all of it, or nothing, or a refusal.
+        while rest := target[done:]:
+            if not (count := os.preadv(descriptor, [rest], offset + done)):
+                break
+            done += count
+        return done
+
+    def read_blocks(self, descriptor: int, target: memoryview, offset: int) -> int:
+        """Read past the page cache; return how many bytes, 0 at the end or where it is refused."""
+        if not hasattr(self.threads, "buffer"):
+            # A block more: what is wanted may begin and end within one.
+            self.threads.buffer = aligned_buffer(self.buffer_bytes + BLOCK_BYTES)
+        lead = offset % BLOCK_BYTES
+        wanted = min(len(target), self.buffer_bytes)
+        whole = -(-(lead + wanted) // BLOCK_BYTES) * BLOCK_BYTES
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
+            count = os.preadv(descriptor, [self.threads.buffer[:whole]], offset - lead)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            return 0
+        finally:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+        found = min(max(count - lead, 0), wanted)
+        target[:found] = self.threads.buffer[lead : lead + found]
+        return found
+
+
+def is_cached(descriptor: int, offset: int) -> bool:
+    """Whether the page cache has a byte of a file; also where the file system does not say."""
+    try:
+        # One byte: the kernel reads ahead as much as was asked for.
+        os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+    return True
 
 
 class DirectStream:
