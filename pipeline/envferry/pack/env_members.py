@@ -19,9 +19,10 @@ from envferry.archive.index import FileEntry
 from envferry.archive.members import NO_OWNER, Member, Owner
 from envferry.archive.validation import tree_faults
 from envferry.base.env_variables import read_variables
+from envferry.base.read_ahead import read_ahead
 from envferry.errors import NotFound, SpecError
 from envferry.models import PackageFacts
-from envferry.pack.byte_code import ByteCode
+from envferry.pack.byte_code import ByteCode, source_of
 from envferry.pack.exclusion import Exclusion
 from envferry.pack.frozen import CONDA_MARK, PIP_MARK
 from envferry.pack.generated import activation_scripts, conda_unpack
@@ -139,6 +140,9 @@ class MemberCollector:
     def take(self, found: Sequence[TreeEntry]) -> None:
         """Take what is carried of all that was found."""
         byte_code = ByteCode(str(self.tree), self.prefix)
+        # These are looked into one after the other, before any frame is packed.
+        compiled = [f"{self.tree}/{item.path}" for item in found if item.path.endswith(".pyc")]
+        read_ahead([path for one in compiled for path in (source_of(one), one) if path])
         carried = []
         for item in found:
             if self.exclusion.covers(item.path):

@@ -1,0 +1,59 @@
+"""Files that lie on the disk alone are on their way before they are needed."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from envferry.base.read_ahead import has_start, read_ahead
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PATIENCE_SECONDS = 60
+COUNT = 200
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    """Small files that the page cache has."""
+    found = []
+    for number in range(COUNT):
+        path = tmp_path / f"{number}.py"
+        path.write_bytes(b"# a module\n" * number)
+        found.append(str(path))
+    return found
+
+
+def forget(path: str) -> None:
+    """Have the kernel drop what the page cache has of a file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def test_what_is_there_is_not_asked_for(paths: list[str]) -> None:
+    assert not read_ahead(paths)
+    assert not read_ahead([])
+
+
+def test_what_is_on_the_disk_is_read(paths: list[str], tmp_path: Path) -> None:
+    for path in paths:
+        forget(path)
+    if has_start(paths[-1]):
+        pytest.skip("this file system keeps what it has written")
+    # Files that are gone, or no files, stop nothing.
+    os.mkfifo(tmp_path / "pipe")
+    paths = [*paths, str(tmp_path / "missing"), str(tmp_path), str(tmp_path / "pipe")]
+    assert read_ahead(paths)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    # Of most the start was never looked at, which alone would have it read.
+    while not all(map(has_start, paths[1::2])):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
