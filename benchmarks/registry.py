@@ -106,8 +106,11 @@ class Bench:
 
         Of 24 GB, what a server is sent may take its place in between.
         """
-        cat = Command.of("sh", "-c", f"cat {self.archive} > /dev/null")
-        return run_once(replace(self.command(*words), prepare=lambda: run_once(cat)))
+
+        def read_archive() -> None:
+            run_once(Command.of("sh", "-c", f"cat {self.archive} > /dev/null"))
+
+        return run_once(replace(self.command(*words), prepare=read_archive))
 
     def command(self, *words: str | Path) -> Command:
         """Return a command that finds the server."""

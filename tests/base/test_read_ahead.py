@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from envferry.base.read_ahead import has_start, read_ahead
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PATIENCE_SECONDS = 60
 COUNT = 200
 
 
@@ -52,8 +51,5 @@ def test_what_is_on_the_disk_is_read(paths: list[str], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     paths = [*paths, str(tmp_path / "missing"), str(tmp_path), str(tmp_path / "pipe")]
     assert read_ahead(paths)
-    deadline = time.monotonic() + PATIENCE_SECONDS
     # Of most the start was never looked at, which alone would have it read.
-    while not all(map(has_start, paths[1::2])):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: all(map(has_start, paths[1::2])), "the kernel has read them")

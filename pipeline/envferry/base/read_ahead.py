@@ -19,7 +19,7 @@ def read_ahead(paths: Sequence[str]) -> bool:
     """Begin to read files into the page cache, unless it has most of them; return whether it began.
 
     Read one after the other, as they are needed, each would be waited for: a disk is asked for
-    one thing at a time then, where it could do dozens. What cannot be opened is passed over.
+    one thing at a time then, where it could do dozens. What cannot be opened is skipped.
     """
     step = max(len(paths) // SAMPLES, 1)
     missing = [path for path in paths[::step] if not has_start(path)]
