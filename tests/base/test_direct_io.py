@@ -112,3 +112,15 @@ def test_a_file_in_memory_is_read() -> None:
         target = memoryview(bytearray(SIZE))
         assert DirectReader(BUFFER_BYTES).read_into(descriptor, target, 0) == SIZE
         assert target == CONTENT
+
+
+def test_a_python_without_the_flag_reads_as_usual(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builds for an older glibc have no `os.RWF_NOWAIT`."""
+    monkeypatch.setattr("envferry.base.direct_io.NOWAIT", 0)
+    with opened(tmp_path) as descriptor:
+        forget(descriptor)
+        target = memoryview(bytearray(SIZE))
+        assert DirectReader(BUFFER_BYTES).read_into(descriptor, target, 0) == SIZE
+        assert target == CONTENT

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from blake3 import blake3
 
 from envferry.artifacts import ATTESTATION, sbom_path
+from envferry.base.files import write_bytes
+from envferry.base.json import to_json
 from envferry.errors import IntegrityError, StoreError
 from envferry.progress import Silent
 from envferry.registry import Registry
@@ -158,3 +161,36 @@ def test_signatures_of_both_sides_are_kept(way: Way) -> None:
     assert store.written == ["attestation.json"]
     [joined] = (way.home / "target").rglob(ATTESTATION)
     assert joined.read_bytes() == attestation.read_bytes()
+
+
+class OvertakenStore(DirectoryStore, frozen=True):
+    """A directory in which another push of the same artifact ends just before ours would."""
+
+    others: list[Artifact] = msgspec.field(default_factory=list)
+
+    def create(self, key: str, data: bytes) -> None:
+        """Let the other push end before a manifest is written, then write."""
+        if key.endswith("/manifest.json") and self.others:
+            other, registry = self.others.pop(), Registry.open(str(self.root))
+            push_artifact(other, registry=registry, tags=(), progress=Silent())
+        DirectoryStore.create(self, key, data)
+
+
+@pytest.mark.parametrize("lock", ["the same", "another"])
+def test_a_manifest_that_another_push_wrote_meanwhile(tmp_path: Path, lock: str) -> None:
+    """Manifests that only differ in how it was made are of one artifact, also at the same time."""
+    ours = make_artifact(tmp_path / "ours")
+    facts = msgspec.structs.replace(ours.manifest.archive, tar_sha256="f" * 64)
+    digest = ours.manifest.lock_digest if lock == "the same" else blake3(b"another").hexdigest()
+    manifest = msgspec.structs.replace(ours.manifest, archive=facts, lock_digest=digest)
+    shutil.copytree(ours.directory, tmp_path / "theirs")
+    theirs = msgspec.structs.replace(ours, directory=tmp_path / "theirs", manifest=manifest)
+    write_bytes(theirs.manifest_path, to_json(manifest))
+    if lock == "another":
+        theirs.lock_path.write_bytes(b"another")
+    registry = Registry(OvertakenStore(tmp_path / "registry", others=[theirs]))
+    if lock == "the same":
+        push_artifact(ours, registry=registry, tags=(), progress=Silent())
+    else:
+        with pytest.raises(IntegrityError):
+            push_artifact(ours, registry=registry, tags=(), progress=Silent())

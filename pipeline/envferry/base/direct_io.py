@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import mmap
 import os
 from threading import local
 
+log = logging.getLogger(__name__)
+
 BLOCK_BYTES = 4096
 """A multiple of every disk's logical block: offset, length and memory are aligned to it."""
 REFUSALS = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)
+"""Missing in Pythons that were built with a C library before glibc 2.26."""
 LEAST_DIRECT_BYTES = 1 << 20
 """What is shorter is read through the page cache, whose readahead has it by then."""
 
@@ -96,15 +101,17 @@ class DirectReader:
 
 
 def is_cached(descriptor: int, offset: int) -> bool:
-    """Whether the page cache has a byte of a file; also where the file system does not say."""
+    """Whether the page cache has a byte of a file; also where nothing says so."""
+    if not NOWAIT:
+        return True
     try:
         # One byte: the kernel reads ahead as much as was asked for.
-        os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT)
+        os.preadv(descriptor, [bytearray(1)], offset, NOWAIT)
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in REFUSALS:
-            raise
+        # A file system, or a sandbox, that does not know it. An ordinary read tells what is wrong.
+        log.debug("the page cache is not asked: %s", error)
     return True
 
 

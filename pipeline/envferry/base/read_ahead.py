@@ -47,7 +47,5 @@ def has_start(path: str) -> bool:
         return True
     try:
         return is_cached(descriptor, 0)
-    except OSError:
-        return True
     finally:
         os.close(descriptor)

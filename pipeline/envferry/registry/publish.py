@@ -153,7 +153,10 @@ def publish_artifact(
     _require_sent_files(target, manifest)
     data = companions.proof.manifest_data
     # A manifest that was published before stays: signatures are over its bytes.
-    sent |= place(target, folder + REGISTRY_MANIFEST, data, must_match=is_new)
+    is_placed = place(target, folder + REGISTRY_MANIFEST, data, must_match=False)
+    if is_new and not is_placed:
+        _require_same_build(target, manifest)
+    sent |= is_placed
     sent |= _place_attestation(target, source, None)
     return sent | place_sigstore_bundle(target, manifest, sigstore)
 
@@ -365,6 +368,14 @@ def _image_of(target: Registry, manifest: Manifest) -> str | None:
     """Return the digest of an archive's image where the registry has one; it is there by now."""
     images = target.store.images
     return images.image_digest(archive_key(manifest)) if images else None
+
+
+def _require_same_build(target: Registry, ours: Manifest) -> None:
+    """Raise IntegrityError unless what another push has published meanwhile is ours, lock too."""
+    published = target.published(folder_of(ours))
+    if published is None or published.lock_digest != ours.lock_digest:
+        raise _different(ours, "lock", target.url)
+    _require_same(published, ours, target.url)
 
 
 def _require_same(published: Manifest, ours: Manifest, url: str) -> None:

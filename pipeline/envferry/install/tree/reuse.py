@@ -137,26 +137,30 @@ class FileSharer:
     def take_unread(self, number: int, target: str | None) -> bool:
         """Link a file of known content that needs no change; return whether that was possible.
 
-        It is not opened: that would cost more than the link. Without a target it is only looked at.
+        Its content is not opened: that would cost more than the link. Without a target it is only
+        looked at.
         """
         source, wanted = self.candidates[number]
         try:
-            before = os.lstat(source)
+            # Held, its inode number cannot become that of another file.
+            descriptor = os.open(source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return False
-        is_known = (FileState.of(before), wanted.xxh128) in self.known
-        if not is_known or before.st_size != wanted.size or not stat.S_ISREG(before.st_mode):
-            return False
-        if target is None:
-            return True
-        entry = self.index.files[number]
-        if not self.has_status(before, entry):
-            return False
-        after = link_unopened(source, f"{target}/{entry.path}", before)
-        if after is None:
-            return False
-        # Its ctime is another now, and a further path may have the same content.
-        self.known.add((FileState.of(after), wanted.xxh128))
+        try:
+            before = os.fstat(descriptor)
+            is_known = (FileState.of(before), wanted.xxh128) in self.known
+            if not is_known or before.st_size != wanted.size or not stat.S_ISREG(before.st_mode):
+                return False
+            if target is None:
+                return True
+            entry = self.index.files[number]
+            path = f"{target}/{entry.path}"
+            if not self.has_status(before, entry) or not link_held(descriptor, path, before):
+                return False
+            # Its ctime is another now, and a further path may have the same content.
+            self.known.add((FileState.of(os.fstat(descriptor)), wanted.xxh128))
+        finally:
+            os.close(descriptor)
         self.linked.append(number)
         return True
 
@@ -211,26 +215,30 @@ class FileSharer:
         return False
 
 
-def link_unopened(source: str, path: str, before: os.stat_result) -> os.stat_result | None:
-    """Give a file another name, and no write bits; return its status, None where that cannot be.
+def link_held(descriptor: int, path: str, before: os.stat_result) -> bool:
+    """Give a file another name, and no write bits; return False where that cannot be.
 
-    `before` is the status that the file must have. Nothing is left at `path` where that cannot be.
-    The mode is changed by that path: only this process may write to the directory that it is in.
+    `descriptor` may be of O_PATH, `before` is what it said. Nothing is left at `path` then. The
+    file is reached by its descriptor alone: what its name leads to by now does not matter.
     """
+    held, mode = f"/proc/self/fd/{descriptor}", stat.S_IMODE(before.st_mode)
+    if not protect(held, mode):
+        return False
     try:
-        os.link(source, path, follow_symlinks=False)
+        # A path from the root needs no directory, but without one Python calls link(2), which
+        # follows no links.
+        os.link(held, path, src_dir_fd=descriptor)
     except OSError:
-        return None
-    after = os.lstat(path)
-    # Before its mode is changed: another file may have come to the name of the source.
-    is_same = os.path.samestat(before, after)
-    if is_same and after.st_mode & WRITE_BITS:
-        is_same = protect(path, stat.S_IMODE(after.st_mode))
-        after = os.lstat(path)
-    if is_same and after.st_mtime_ns == before.st_mtime_ns:
-        return after
+        # With another name, another process has linked it meanwhile: then it stays read-only.
+        if mode & WRITE_BITS and os.fstat(descriptor).st_nlink == 1:
+            os.chmod(held, mode)  # noqa: PTH101
+        return False
+    after = os.fstat(descriptor)
+    # Written to since it was looked at.
+    if (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size):
+        return True
     os.unlink(path)  # noqa: PTH108
-    return None
+    return False
 
 
 def hard_link(descriptor: int, source: str, path: str) -> bool:
