@@ -15,12 +15,12 @@ import pytest
 from blake3 import blake3
 
 from envferry.archive.compression import describe_compression, new_compressor
-from envferry.archive.frame_reuse import FrameNotes, FrameReuse
+from envferry.archive.frame_reuse import FasterWay, FrameNotes, FrameReuse
 from envferry.archive.index import FrameEntry, encode_index
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
 from envferry.cli.main import run
-from envferry.errors import NotFound
+from envferry.errors import NotFound, StoreError
 from envferry.pack.earlier_pack import NOTES_KEPT, PackNote, PackNotes
 from envferry.pack.existing_env import describe_env
 from envferry.pack.pack_options import PackOptions
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from envferry.archive.reader import Source
     from envferry.models import Artifact
     from envferry.progress import Expected, Progress
 
@@ -61,6 +62,7 @@ class PackedTwice:
         level: int = 3,
         progress: Progress = SILENT,
         prefix: str | None = None,
+        published: Callable[[], Source | None] = lambda: None,
     ) -> tuple[Artifact, FrameReuse]:
         """Pack the tree into a folder."""
         built = describe_env(self.tree, prefix=prefix, name=None, lock_dir=self.root / "lock")
@@ -71,6 +73,7 @@ class PackedTwice:
             level=level,
             notes_dir=self.root / "notes" if notes else None,
             reuse=reuse,
+            published=published,
         )
         artifact = pack_env(built, options=options, progress=progress, announce=said.append)
         return artifact, said[0]
@@ -412,3 +415,77 @@ def test_what_goes_to_s3_is_not_hashed_for_images(
     assert len(for_folder["archive"].pop("tar_sha256")) == 64
     assert for_s3["archive"].pop("tar_sha256") == ""
     assert for_s3 == for_folder
+
+
+class RegistryArchive:
+    """An archive in a registry whose connection breaks after some reads, if it is told to."""
+
+    def __init__(self, path: Path, reads: int | None = None) -> None:
+        self.data, self.name = path.read_bytes(), "an archive in a registry"
+        self.left, self.failed = reads, 0
+
+    @property
+    def size(self) -> int:
+        """The bytes of the archive."""
+        return len(self.data)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`."""
+        if self.left == 0:
+            self.failed += 1
+            msg = "the registry cannot be reached"
+            raise StoreError(msg)
+        if self.left is not None:
+            self.left -= 1
+        return self.data[offset : offset + length]
+
+
+@pytest.mark.parametrize("notes", [True, False])
+def test_frames_come_from_a_registry_where_none_is_here(two: PackedTwice, notes: bool) -> None:
+    """As for a worker or a CI runner that keeps nothing: the bytes are the same."""
+    first, _ = two.pack("first", notes=notes)
+    source = RegistryArchive(first.archive_path)
+    shutil.rmtree(first.directory)
+    two.change()
+    second, reuse = two.pack("second", notes=notes, published=lambda: source)
+    assert second.archive_path.read_bytes() == two.from_nothing()
+    assert reuse.archive == source.name
+    assert reuse.frames, "the first ones are taken whatever it costs"
+
+
+@pytest.mark.parametrize("reads", [0, 1, 2, 3, 4])
+def test_a_registry_that_breaks_off_costs_no_pack(two: PackedTwice, reads: int) -> None:
+    first, _ = two.pack("first")
+    source = RegistryArchive(first.archive_path, reads)
+    shutil.rmtree(first.directory)
+    two.change()
+    second, _ = two.pack("second", published=lambda: source)
+    assert second.archive_path.read_bytes() == two.from_nothing()
+    # Each attempt may be minutes of retries: those that run at once fail, and no more begin.
+    assert 1 <= source.failed <= 8
+
+
+def test_an_archive_on_this_machine_is_nearer_than_a_registry(two: PackedTwice) -> None:
+    two.pack("first")
+    two.change()
+
+    def refuse() -> Source:
+        raise AssertionError
+
+    _, reuse = two.pack("first", published=refuse)
+    assert reuse.frames
+
+
+def test_the_faster_way_is_taken() -> None:
+    """By the clock, which counts a slow line as well as a slow core."""
+    faster = FasterWay()
+    for _ in range(FasterWay.TRIES):
+        assert faster.is_to_take()
+        faster.note("take", 2.0, 100)
+    for _ in range(FasterWay.TRIES):
+        assert not faster.is_to_take(), "the other way is not known yet"
+        faster.note("compress", 1.0, 100)
+    assert not faster.is_to_take()
+    for _ in range(100):
+        faster.note("compress", 3.0, 100)
+    assert faster.is_to_take()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from bisect import bisect_right
 from collections import deque
 from queue import Empty, SimpleQueue
@@ -128,7 +129,10 @@ class FramePacker:
         # One for each thread: zstandard's objects must not be used by two at once.
         if not hasattr(self.threads, "compressor"):
             self.threads.compressor = new_compressor(self.level)
+        started = time.monotonic()
         compressed: bytes = self.threads.compressor.compress(raw)
+        if self.earlier:
+            self.earlier.note_compression(time.monotonic() - started, len(raw))
         return compressed, FrameEntry.of(compressed, len(raw))
 
     def next_buffer(self, size: int) -> bytearray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import msgspec
 
 from envferry.archive.compression import new_compressor
 from envferry.archive.index import FrameEntry
-from envferry.errors import IntegrityError
+from envferry.errors import IntegrityError, NotFound, StoreError
 
 if TYPE_CHECKING:
     from envferry.archive.members import FramePlace
@@ -49,6 +50,35 @@ class ReusedFrame(msgspec.Struct, frozen=True, kw_only=True):
     """Of the earlier archive."""
 
 
+class FasterWay:
+    """Which of two ways to a frame takes less time: to take it from afar, or to compress it."""
+
+    TRIES = 4
+    """Frames that go each way before they are compared."""
+
+    def __init__(self) -> None:
+        self.counting = Lock()
+        self.seconds = {"take": 0.0, "compress": 0.0}
+        self.sizes = {"take": 0, "compress": 0}
+        self.counts = {"take": 0, "compress": 0}
+
+    def note(self, way: str, seconds: float, size: int) -> None:
+        """Note how long a frame took that holds so many bytes."""
+        with self.counting:
+            self.seconds[way] += seconds
+            self.sizes[way] += size
+            self.counts[way] += 1
+
+    def is_to_take(self) -> bool:
+        """Whether the next frame is to be taken, where it can be."""
+        with self.counting:
+            for way in ("take", "compress"):
+                if self.counts[way] < self.TRIES:
+                    return way == "take"
+            take, compress = (self.seconds[way] / self.sizes[way] for way in self.seconds)
+            return take <= compress
+
+
 class EarlierFrames:
     """The frames of an earlier archive, handed out only when they are proven; for many threads.
 
@@ -56,14 +86,19 @@ class EarlierFrames:
     frame holds the new bytes, and that its own bytes are those which its archive was made with.
     """
 
-    def __init__(self, archive: Archive, notes: FrameNotes | None) -> None:
+    def __init__(
+        self, archive: Archive, notes: FrameNotes | None, *, is_remote: bool = False
+    ) -> None:
         """Offer an archive's frames.
 
         The notes must come from the process that compressed the frames. Without them each frame is
-        decompressed and compared: an index may say what it likes.
+        decompressed and compared: an index may say what it likes. Of one that `is_remote`, frames
+        are taken as long as that is faster than to compress them, and it can be reached.
         """
         self.archive = archive
         self.notes = notes
+        self.faster = FasterWay() if is_remote else None
+        self.is_lost = False
         self.counting = Lock()
         self.taken_frames = 0
         self.taken_bytes = 0
@@ -88,6 +123,28 @@ class EarlierFrames:
         number = self.numbers.get(place)
         if number is None or (self.notes and self.notes.plain[number] != plain):
             return None
+        if self.faster is None:
+            return self.proven(number, raw)
+        if self.is_lost or not self.faster.is_to_take():
+            return None
+        started = time.monotonic()
+        try:
+            return self.proven(number, raw)
+        except (StoreError, NotFound) as error:
+            # What is not taken is compressed: no pack fails for it, or waits for it again.
+            log.info("no more frames are taken from %s: %s", self.archive.name, error)
+            self.is_lost = True
+            return None
+        finally:
+            self.faster.note("take", time.monotonic() - started, place[2])
+
+    def note_compression(self, seconds: float, size: int) -> None:
+        """Note how long it took to compress so many bytes instead of taking them."""
+        if self.faster:
+            self.faster.note("compress", seconds, size)
+
+    def proven(self, number: int, raw: bytearray) -> ReusedFrame | None:
+        """Return a frame that is what its archive was made with, and holds `raw`; else None."""
         archive, expected = self.archive, self.archive.index.frames[number]
         # The notes say what was written; the disk may hold something else by now, so it is hashed
         # below.

@@ -18,9 +18,10 @@ from envferry.cli.shared.timed_stages import measured
 from envferry.config import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from envferry.archive.frame_reuse import FrameReuse
+    from envferry.archive.reader import Source
     from envferry.cli.shared.console import Console
     from envferry.models import Artifact, BuiltEnv
 
@@ -106,6 +107,8 @@ class PackSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The archive to take frames from; None: the newest one that is found."""
     registry: str = msgspec.field(default_factory=lambda: settings().registry)
     """Where it is to go: earlier ones may be found there, if this is a directory."""
+    published: Callable[[], Source | None] = lambda: None
+    """Opens what the registry has of the environment, if that is to be asked."""
 
 
 def pack_built(
@@ -125,6 +128,7 @@ def pack_built(
         notes_dir=settings().cache_dir / "packs",
         reuse=ways.reuse,
         reuse_from=published_folders(ways.registry, built),
+        published=ways.published,
     )
     with measured(console.progress, built.name) as progress:
         artifact = pack_env(built, options=options, progress=progress, announce=said.append)

@@ -226,6 +226,7 @@ def release_all(release: Release, outcomes: Sequence[Outcome]) -> None:
 
 def release_one(release: Release, outcome: Outcome) -> None:
     """Build, pack and push a spec, unless the registry has what its lock makes."""
+    from envferry.registry.published_archive import latest_archive
     from envferry.registry.push import tag_published
     from envferry.registry.release_lookup import find_released
 
@@ -238,9 +239,11 @@ def release_one(release: Release, outcome: Outcome) -> None:
             outcome.pushed = tag_published(found, registry=target, tags=options.tags)
             return
     built = build_spec(console, outcome.spec, options)
-    artifact, outcome.reused = pack_built(
-        console, built, options, PackSettings(registry=options.registry)
+    ways = PackSettings(
+        registry=options.registry,
+        published=lambda: latest_archive(target, built.name, built.platform),
     )
+    artifact, outcome.reused = pack_built(console, built, options, ways)
     # Before the push: what a policy refuses does not get into the registry.
     release.gate.require_artifact(artifact)
     outcome.pushed = push_one(console, artifact, target, options)

@@ -90,7 +90,7 @@ def release(job: BuildJob, lock: Lock) -> JobAnswer:
         if found:
             return JobAnswer(id=found.id)
     built = build(job, lock)
-    with packed(job, built) as artifact:
+    with packed(job, built, registry) as artifact:
         sent = push_untagged(artifact, registry=registry, progress=StageMessages())
     return JobAnswer(id=artifact.manifest.id, built=True, uploaded=sent)
 
@@ -120,10 +120,14 @@ def build(job: BuildJob, lock: Lock) -> BuiltEnv:
 
 
 @contextmanager
-def packed(job: BuildJob, built: BuiltEnv) -> Iterator[Artifact]:
-    """Yield a job's artifact, which is kept only where the job says so."""
+def packed(job: BuildJob, built: BuiltEnv, registry: Registry) -> Iterator[Artifact]:
+    """Yield a job's artifact, which is kept only where the job says so.
+
+    A worker has no earlier archive, so frames that stayed come from the registry.
+    """
     from envferry.pack.pack_options import PackOptions
     from envferry.pack.stage import pack_env
+    from envferry.registry.published_archive import latest_archive
     from envferry.stores.opening import may_hold_images
 
     # Not in /tmp, which may be memory: archives have gigabytes.
@@ -135,6 +139,7 @@ def packed(job: BuildJob, built: BuiltEnv) -> Iterator[Artifact]:
             threads=job.choice.threads,
             image_digest=may_hold_images(job.registry),
             notes_dir=settings().cache_dir / "packs" if job.choice.output else None,
+            published=lambda: latest_archive(registry, built.name, built.platform),
         )
         yield pack_env(built, options=options, progress=StageMessages())
 

@@ -21,20 +21,22 @@ from envferry.archive.frame_reuse import EarlierFrames, FrameNotes
 from envferry.archive.reader import Archive, FileSource
 from envferry.base.files import read_own, write_bytes
 from envferry.base.json import from_json, to_json
-from envferry.errors import IntegrityError, NotFound, SpecError
+from envferry.errors import IntegrityError, NotFound, PipelineError, SpecError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from envferry.archive.reader import Source
     from envferry.archive.writer import WrittenArchive
     from envferry.models import BuiltEnv
+    from envferry.pack.pack_options import PackOptions
 
 log = logging.getLogger(__name__)
 
 NOTES_KEPT = 4
 """Of one environment: a note of 10 GB is 100 kB."""
 ANY_ID = "?" * 12
-UNREADABLE = (IntegrityError, NotFound, SpecError, OSError)
+UNREADABLE = (IntegrityError, NotFound, SpecError, StoreError, OSError)
 
 
 class PackNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,24 +104,22 @@ class PackNotes:
 
 @contextmanager
 def earlier_frames(
-    built: BuiltEnv,
-    notes: PackNotes | None,
-    *,
-    level: int,
-    folders: Sequence[Path],
-    named: Path | None,
+    built: BuiltEnv, notes: PackNotes | None, options: PackOptions
 ) -> Iterator[EarlierFrames | None]:
-    """Yield the frames of an earlier archive: the `named` one, or the newest that is found.
+    """Yield the frames of an earlier archive: the one that is named, or the newest that is found.
 
-    `folders` are looked into, in this order, after the places that are noted. The archive stays
-    open: what takes its place on the disk meanwhile is not looked at. None where there is
-    none that can be read, or none that was compressed in the same way. Raises NotFound when the
-    named one is not there.
+    The places that are noted come first, then the output and other folders, in their order, then
+    the registry. The archive stays open: what takes its place on the disk meanwhile is not looked
+    at. None where there is none that can be read, or none that was compressed in the same way.
+    Raises NotFound when the named one is not there.
     """
+    named, level = options.reuse, options.level
     if named is not None and not named.is_file():
         message = f"{named} does not exist, so it has no frames to reuse"
         raise NotFound(message, hint="name an archive, or leave `--reuse` out")
-    for path in [named] if named else candidates(built, notes, folders):
+    for path in (
+        [named] if named else candidates(built, notes, (options.output_dir, *options.reuse_from))
+    ):
         try:
             source = FileSource(path)
         except NotFound:
@@ -131,7 +131,17 @@ def earlier_frames(
             if found is not None:
                 yield found
                 return
-    yield None
+    yield None if named else open_published(options, notes)
+
+
+def open_published(options: PackOptions, notes: PackNotes | None) -> EarlierFrames | None:
+    """Open the archive of a registry to take frames from; None where there is none of use."""
+    try:
+        source = options.published()
+    except (PipelineError, OSError) as error:
+        log.info("no frame is taken from the registry: %s", error)
+        return None
+    return open_earlier(source, notes, options.level, is_remote=True) if source else None
 
 
 def candidates(built: BuiltEnv, notes: PackNotes | None, folders: Sequence[Path]) -> list[Path]:
@@ -148,7 +158,9 @@ def newest_first(directory: Path, pattern: str) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def open_earlier(source: FileSource, notes: PackNotes | None, level: int) -> EarlierFrames | None:
+def open_earlier(
+    source: Source, notes: PackNotes | None, level: int, *, is_remote: bool = False
+) -> EarlierFrames | None:
     """Open an archive to take frames from; None where it is damaged or compressed otherwise."""
     try:
         archive = Archive(source)
@@ -156,8 +168,8 @@ def open_earlier(source: FileSource, notes: PackNotes | None, level: int) -> Ear
         # A note that counts other frames is damaged: it is treated as missing.
         if note and len(note.frames.plain) == len(archive.plans):
             same = note.compression == describe_compression(level)
-            return EarlierFrames(archive, note.frames) if same else None
-        frames = EarlierFrames(archive, None)
+            return EarlierFrames(archive, note.frames, is_remote=is_remote) if same else None
+        frames = EarlierFrames(archive, None, is_remote=is_remote)
         return frames if frames.is_compressed_as(level) else None
     except UNREADABLE as error:
         log.info("no frame of %s is reused: %s", source.name, error)

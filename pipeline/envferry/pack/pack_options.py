@@ -11,7 +11,14 @@ from envferry.config import settings
 from envferry.names import DIST_DIR
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from envferry.archive.reader import Source
+
+
+def no_archive() -> None:
+    """Open nothing."""
 
 
 class PackOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,3 +39,5 @@ class PackOptions(msgspec.Struct, frozen=True, kw_only=True):
     """An earlier archive to take compressed frames from; None: the newest one that is found."""
     reuse_from: tuple[Path, ...] = ()
     """Folders to look for one in, besides `output_dir`."""
+    published: Callable[[], Source | None] = no_archive
+    """Opens the archive of a registry, of which frames are read where this machine has none."""

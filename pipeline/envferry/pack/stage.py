@@ -25,7 +25,6 @@ from envferry.pack.frozen import frozen_members
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
 
     from envferry.archive.frame_reuse import EarlierFrames
     from envferry.archive.index import FileEntry
@@ -101,7 +100,7 @@ def write_listing(
     direct = DirectStream(stream.fileno(), WRITE_BYTES)
     total = sum(member.entry.size for member in listing.members)
     with (
-        find_earlier(built, options) as earlier,
+        earlier_frames(built, find_notes(options), options) as earlier,
         progress.task(f"pack {built.name}", total) as advance,
     ):
         written = write_archive(
@@ -118,19 +117,6 @@ def write_listing(
 def find_notes(options: PackOptions) -> PackNotes | None:
     """Return what is noted of archives that were packed before; None where nothing is to be."""
     return PackNotes(options.notes_dir) if options.notes_dir else None
-
-
-def find_earlier(
-    built: BuiltEnv, options: PackOptions
-) -> AbstractContextManager[EarlierFrames | None]:
-    """Open what frames may be taken from."""
-    return earlier_frames(
-        built,
-        find_notes(options),
-        level=options.level,
-        folders=(options.output_dir, *options.reuse_from),
-        named=options.reuse,
-    )
 
 
 def read_back(path: Path, written: WrittenArchive) -> None:

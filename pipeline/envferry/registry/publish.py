@@ -29,15 +29,13 @@ from envferry.artifacts import (
     sbom_path,
 )
 from envferry.errors import IntegrityError
-from envferry.names import DEFAULT_TAG
 from envferry.registry.compare_and_swap import compare_and_swap
 from envferry.registry.known_frames import find_known
 from envferry.registry.layer_cuts import layered
-from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
-from envferry.registry.published_archive import PublishedArchive
+from envferry.registry.layout import LOCK_FILE, archive_key, folder_of
+from envferry.registry.published_archive import latest_archive
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.sigstore_bundles import place_sigstore_bundle, sigstore_bundle_for
-from envferry.registry.tags import find_tag
 from envferry.stores.port import KeyTaken, stat_whole
 from envferry.stores.receive import content_of_file
 from envferry.stores.source import ContentSource
@@ -269,15 +267,9 @@ def _file_source(path: Path, manifest: Manifest) -> Iterator[ContentSource]:
 
 def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange, ...]:
     """Return what of a file is in the target, in the version that `latest` points to."""
-    name, platform = manifest.name, manifest.platform
     # Each push moves `latest`, so its version is the likeliest to share frames with the new one.
-    record = find_tag(target, tag_key(name, platform, DEFAULT_TAG))
-    if not record:
-        return ()
-    before = target.published(artifact_folder(name, platform, record.id))
-    if not before:
-        return ()
-    return find_known(path, PublishedArchive(target, before), archive_key(before))
+    before = latest_archive(target, manifest.name, manifest.platform)
+    return find_known(path, before, archive_key(before.manifest)) if before else ()
 
 
 def _place_attestation(target: Registry, source: ArtifactSource, data: bytes | None) -> bool:
