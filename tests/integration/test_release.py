@@ -116,8 +116,8 @@ def test_what_is_published_is_not_built_again(runner: CliRunner) -> None:
 
 def test_frames_of_the_registry_are_taken_where_nothing_is_kept(runner: CliRunner) -> None:
     """As on a CI runner that begins empty each time. By its URL, a folder is read as any other."""
-    url = f"file://{runner.home.parent}/registry"
-    runner = replace(runner, environ={**runner.environ, "ENVFERRY_REGISTRY": url})
+    registry = runner.home.parent / "registry"
+    runner = replace(runner, environ={**runner.environ, "ENVFERRY_REGISTRY": f"file://{registry}"})
     first = json.loads(runner.run("release", "one", "--json").stdout)[0]
     assert not first["reused"]["frames"]
     shutil.rmtree(runner.home / "dist")
@@ -125,7 +125,7 @@ def test_frames_of_the_registry_are_taken_where_nothing_is_kept(runner: CliRunne
     again = json.loads(runner.run("release", "one", "--rebuild", "--json").stdout)[0]
     assert (again["id"], again["built"]) == (first["id"], True)
     assert again["reused"]["frames"]
-    assert again["reused"]["archive"].endswith(f" in {url}")
+    assert again["reused"]["archive"].endswith(f" in {registry}")
 
 
 def test_the_actions_release_and_promote(runner: CliRunner) -> None:
