@@ -228,9 +228,15 @@ def push(
     What exists in the registry is not sent again. Raises IntegrityError for a damaged archive, or
     when its id is taken by another one; StoreError when the registry cannot be reached or refuses.
     """
+    from envferry.pack.earlier_pack import PackNotes
+
     ready = artifact if isinstance(artifact, Artifact) else read_artifact(Path(artifact))
     return push_artifact(
-        ready, registry=_opened(registry), tags=tags, progress=progress or Silent()
+        ready,
+        registry=_opened(registry),
+        tags=tags,
+        progress=progress or Silent(),
+        notes=PackNotes(settings().cache_dir / "packs"),
     )
 
 

@@ -367,6 +367,21 @@ def test_the_note_says_what_frames_hold(two: PackedTwice) -> None:
     assert note.index_blake3 == artifact.manifest.archive.index_blake3
 
 
+def test_a_note_vouches_for_the_digests_of_its_archive(two: PackedTwice) -> None:
+    artifact, _ = two.pack("dist")
+    notes, manifest = PackNotes(two.root / "notes"), artifact.manifest
+    assert notes.vouch_for(manifest)
+    for field in ("size", "xxh128", "blake3", "index_blake3"):
+        facts = msgspec.structs.replace(manifest.archive, **{field: 0 if field == "size" else "0"})
+        assert not notes.vouch_for(msgspec.structs.replace(manifest, archive=facts))
+    (path,) = notes.directory.iterdir()
+    older = json.loads(path.read_bytes())
+    del older["facts"]
+    path.write_text(json.dumps(older))
+    assert notes.read(path.name), "an older note still says what frames hold"
+    assert not notes.vouch_for(manifest)
+
+
 def test_the_command_says_how_much_it_took(
     two: PackedTwice, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -171,11 +171,16 @@ class Archive:
 
     def damaged(self, number: int, reason: str) -> IntegrityError:
         """Return the error for a damaged frame."""
-        message = (
-            f"{self.name} is damaged in frame {number} of {len(self.index.frames)} "
-            f"(byte {self.offsets[number]}): {reason}"
-        )
-        return IntegrityError(message, hint="copy or fetch the archive again")
+        return damaged_frame(self.name, self.offsets, number, reason)
+
+
+def damaged_frame(name: str, offsets: Sequence[int], number: int, reason: str) -> IntegrityError:
+    """Return the error for a damaged frame; `offsets` are those of all frames and of the end."""
+    message = (
+        f"{name} is damaged in frame {number} of {len(offsets) - 1} "
+        f"(byte {offsets[number]}): {reason}"
+    )
+    return IntegrityError(message, hint="copy or fetch the archive again")
 
 
 def read_index(kept: CachedTail) -> tuple[Index, bytes, int]:

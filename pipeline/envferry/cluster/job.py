@@ -73,6 +73,7 @@ def received_lock(job: BuildJob, scratch: Path) -> Lock:
 
 def release(job: BuildJob, lock: Lock) -> JobAnswer:
     """Build, pack and push, unless the registry has what the lock makes."""
+    from envferry.pack.earlier_pack import PackNotes
     from envferry.registry.push import push_untagged
     from envferry.registry.release_lookup import find_released
 
@@ -91,7 +92,12 @@ def release(job: BuildJob, lock: Lock) -> JobAnswer:
             return JobAnswer(id=found.id)
     built = build(job, lock)
     with packed(job, built, registry) as artifact:
-        sent = push_untagged(artifact, registry=registry, progress=StageMessages())
+        sent = push_untagged(
+            artifact,
+            registry=registry,
+            progress=StageMessages(),
+            notes=PackNotes(settings().cache_dir / "packs"),
+        )
     return JobAnswer(id=artifact.manifest.id, built=True, uploaded=sent)
 
 

@@ -22,13 +22,14 @@ from envferry.archive.reader import Archive, FileSource
 from envferry.base.files import read_own, write_bytes
 from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError, NotFound, PipelineError, SpecError, StoreError
+from envferry.models import ArchiveFacts  # noqa: TC001  (msgspec reads it)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from envferry.archive.reader import Source
     from envferry.archive.writer import WrittenArchive
-    from envferry.models import BuiltEnv
+    from envferry.models import BuiltEnv, Manifest
     from envferry.pack.pack_options import PackOptions
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class PackNote(msgspec.Struct, frozen=True, kw_only=True):
     compression: str
     """What the compressed bytes depend on, besides what they hold."""
     frames: FrameNotes
+    facts: ArchiveFacts | None = None
+    """Its size and digests; older notes have none."""
     schema: int = 1
 
 
@@ -68,6 +71,14 @@ class PackNotes:
         digest = blake3(archive.index_frame).hexdigest()
         notes = self.read(f"*-{archive.index.id}.json")
         return next((note for note in notes if note.index_blake3 == digest), None)
+
+    def vouch_for(self, manifest: Manifest) -> bool:
+        """Whether this user packed an archive with all the digests that a manifest has.
+
+        That of the index is one of them: the note is about the archive which it belongs to.
+        """
+        notes = self.read(f"*-{manifest.id}.json")
+        return any(note.facts == manifest.archive for note in notes)
 
     def read(self, pattern: str) -> list[PackNote]:
         """Return the notes whose files match, the newest first.
@@ -89,6 +100,7 @@ class PackNotes:
             index_blake3=written.index_blake3,
             compression=describe_compression(level),
             frames=written.notes,
+            facts=written.facts,
         )
         stem = f"{built.name}-{built.platform}"
         try:

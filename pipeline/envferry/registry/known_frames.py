@@ -3,31 +3,68 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from envferry.archive.identity import check_manifest
+from envferry.archive.proven_bytes import ProvenBytes
 from envferry.archive.reader import Archive, FileSource
 from envferry.errors import IntegrityError, NotFound, SpecError, StoreError
+from envferry.registry.layout import archive_key
 from envferry.stores.port import KnownRange
+from envferry.stores.receive import content_of_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from envferry.models import Manifest
     from envferry.registry.published_archive import PublishedArchive
+    from envferry.stores.source import ContentSource
 
 log = logging.getLogger(__name__)
 
 
-def find_known(path: Path, published: PublishedArchive, key: str) -> tuple[KnownRange, ...]:
-    """Return the runs of an archive file that a published archive at `key` has.
+@contextmanager
+def opened_file(
+    path: Path, manifest: Manifest, before: PublishedArchive | None, *, is_noted: bool
+) -> Iterator[tuple[ContentSource, tuple[KnownRange, ...]]]:
+    """Yield an archive file to send, and what of it the archive `before` has.
+
+    It becomes a value only if its digests are the manifest's. That these belong to its index is
+    sure where who packed it noted both (`is_noted`): then frames alone are proof. Raises
+    IntegrityError for an archive that its manifest does not describe.
+    """
+    facts = manifest.archive
+    with content_of_file(path, (facts.xxh128, facts.blake3)) as found, FileSource(path) as file:
+        content = replace(found, tar_sha256=facts.tar_sha256)
+        if before is None:
+            yield content, ()
+            return
+        proven, known = _compared(file, manifest, before)
+        yield replace(content, read_proven=proven.read_at if is_noted else None), known
+
+
+def _compared(
+    file: FileSource, manifest: Manifest, before: PublishedArchive
+) -> tuple[ProvenBytes, tuple[KnownRange, ...]]:
+    """Return the bytes of a file, and what `before` has of them; two indexes are in memory here."""
+    ours = Archive(file)
+    check_manifest(ours, manifest)
+    return ProvenBytes(ours), find_known(ours, before)
+
+
+def find_known(ours: Archive, published: PublishedArchive) -> tuple[KnownRange, ...]:
+    """Return the runs of an archive that a published one has.
 
     Only its index is read. When it cannot be, nothing is known: a push must not fail for that.
     """
     try:
         theirs = Archive(published)
         check_manifest(theirs, published.manifest)
-        with FileSource(path) as source:
-            return known_ranges(Archive(source), theirs, key)
+        return known_ranges(ours, theirs, archive_key(published.manifest))
     except (IntegrityError, NotFound, SpecError, StoreError) as error:
         log.info("everything is sent: %s", error)
         return ()

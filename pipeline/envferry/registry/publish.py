@@ -7,7 +7,6 @@ read and compared while it is written. Order, conditions and attempts are the sa
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,14 +29,13 @@ from envferry.artifacts import (
 )
 from envferry.errors import IntegrityError
 from envferry.registry.compare_and_swap import compare_and_swap
-from envferry.registry.known_frames import find_known
+from envferry.registry.known_frames import opened_file
 from envferry.registry.layer_cuts import layered
 from envferry.registry.layout import LOCK_FILE, archive_key, folder_of
 from envferry.registry.published_archive import latest_archive
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.sigstore_bundles import place_sigstore_bundle, sigstore_bundle_for
 from envferry.stores.port import KeyTaken, stat_whole
-from envferry.stores.receive import content_of_file
 from envferry.stores.source import ContentSource
 from envferry.trust.attestations import (
     attest,
@@ -53,12 +51,11 @@ from envferry.trust.materials import read_materials
 from envferry.trust.sigstore_bundle import require_sound_bundle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from envferry.models import Artifact, Manifest
     from envferry.registry.registry import Registry
-    from envferry.stores.port import KnownRange
     from envferry.trust.signing import Envelope
 
 log = logging.getLogger(__name__)
@@ -117,6 +114,8 @@ class ArtifactSource(msgspec.Struct, frozen=True, kw_only=True):
     companions: Companions
     archive: Path | ContentSource
     """A file that was verified unless the target `compares_while_sending`, or what is compared."""
+    is_noted: bool = False
+    """Whether this user packed the file and noted all digests that its manifest has."""
 
 
 def publish_artifact(
@@ -237,8 +236,11 @@ def _place_archive(
                 store.receive(key, source.archive, advance)
             elif store.compares_while_sending:
                 # A registry of images makes no blob of parts of others: nothing is asked for.
-                known = () if store.images else _known(target, source.archive, manifest)
-                with _file_source(source.archive, manifest) as content:
+                # Each push moves `latest`: its version is the likeliest to share frames with this.
+                of = (manifest.name, manifest.platform)
+                before = None if store.images else latest_archive(target, *of)
+                file = opened_file(source.archive, manifest, before, is_noted=source.is_noted)
+                with file as (content, known):
                     store.receive(key, content, advance, known)
             else:
                 store.create_from_file(key, source.archive, advance)
@@ -255,21 +257,6 @@ def _place_archive(
         message = f"{key} in {target.url} is a different archive, or damaged"
         raise IntegrityError(message, hint="nothing was published with it: remove it there")
     return False
-
-
-@contextmanager
-def _file_source(path: Path, manifest: Manifest) -> Iterator[ContentSource]:
-    """Yield a file that becomes a value only if its digests are the manifest's."""
-    facts = manifest.archive
-    with content_of_file(path, (facts.xxh128, facts.blake3)) as content:
-        yield replace(content, tar_sha256=facts.tar_sha256)
-
-
-def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange, ...]:
-    """Return what of a file is in the target, in the version that `latest` points to."""
-    # Each push moves `latest`, so its version is the likeliest to share frames with the new one.
-    before = latest_archive(target, manifest.name, manifest.platform)
-    return find_known(path, before, archive_key(before.manifest)) if before else ()
 
 
 def _place_attestation(target: Registry, source: ArtifactSource, data: bytes | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,7 +19,10 @@ from envferry.registry.tags import preview_move
 from envferry.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from envferry.models import Artifact, Manifest
+    from envferry.pack.earlier_pack import PackNotes
     from envferry.progress import Progress
     from envferry.registry import Registry
 
@@ -44,24 +48,32 @@ class PushedArtifact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def push_artifact(
-    artifact: Artifact, *, registry: Registry, tags: tuple[str, ...], progress: Progress
+    artifact: Artifact,
+    *,
+    registry: Registry,
+    tags: tuple[str, ...],
+    progress: Progress,
+    notes: PackNotes | None = None,
 ) -> PushedArtifact:
     """Publish an artifact and point `tags` and `latest` to it.
 
     The archive's bytes are compared with the manifest before they are sent, or on their way to a
-    store that takes nothing which turns out wrong; the tags move last.
+    store that takes nothing which turns out wrong; the tags move last. Of an archive that this
+    user's `notes` are about, what the store copies is not read.
     Raises IntegrityError for a damaged artifact, or when the id is taken by a different one.
     """
     wanted = check_tags(tags)
     _require_sound(artifact, registry, progress)
-    uploaded = _publish_persistently(artifact, registry, wanted, progress)
+    uploaded = _publish_persistently(artifact, registry, wanted, progress, notes)
     return pushed_now(artifact.manifest, registry, wanted, uploaded=uploaded)
 
 
-def push_untagged(artifact: Artifact, *, registry: Registry, progress: Progress) -> bool:
+def push_untagged(
+    artifact: Artifact, *, registry: Registry, progress: Progress, notes: PackNotes | None = None
+) -> bool:
     """Publish an artifact and move no tag; return whether anything was sent."""
     _require_sound(artifact, registry, progress)
-    return _publish_persistently(artifact, registry, (), progress)
+    return _publish_persistently(artifact, registry, (), progress, notes)
 
 
 def _require_sound(artifact: Artifact, registry: Registry, progress: Progress) -> None:
@@ -131,13 +143,19 @@ def pushed_now(
 
 
 def _publish_persistently(
-    artifact: Artifact, registry: Registry, tags: tuple[str, ...], progress: Progress
+    artifact: Artifact,
+    registry: Registry,
+    tags: tuple[str, ...],
+    progress: Progress,
+    notes: PackNotes | None,
 ) -> bool:
     """Publish again what was pruned meanwhile; raise RemovedMeanwhile if that repeats."""
+    is_noted = notes is not None and notes.vouch_for(artifact.manifest)
+    publish = partial(registry.publish, artifact, progress=progress, is_noted=is_noted)
 
     def attempt() -> bool:
         try:
-            return _publish(artifact, registry, tags, progress)
+            return _publish(artifact.manifest, registry, tags, publish)
         except (RemovedMeanwhile, NotFound) as error:
             # NotFound, too: whichever step reads a file that has gone meanwhile misses it.
             log.info("published again: %s", error)
@@ -152,11 +170,10 @@ def _publish_persistently(
 
 
 def _publish(
-    artifact: Artifact, registry: Registry, tags: tuple[str, ...], progress: Progress
+    manifest: Manifest, registry: Registry, tags: tuple[str, ...], publish: Callable[[], bool]
 ) -> bool:
     """Write an artifact, then move the tags, then look whether it is still there."""
-    manifest = artifact.manifest
-    uploaded = registry.publish(artifact, progress=progress)
+    uploaded = publish()
     for tag in tags:
         registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
     # After the tags: a prune that had read them before they moved may have taken something.

@@ -91,16 +91,18 @@ class Registry(msgspec.Struct, frozen=True):
         """Where it is."""
         return self.store.url
 
-    def publish(self, artifact: Artifact, *, progress: Progress) -> bool:
+    def publish(self, artifact: Artifact, *, progress: Progress, is_noted: bool = False) -> bool:
         """Write an artifact that was verified; return whether anything had to be sent.
 
-        To publish the same artifact again is harmless and completes what is missing. Raises
-        IntegrityError when the registry holds a different one under this id.
+        To publish the same artifact again is harmless and completes what is missing. With
+        `is_noted` (see `ArtifactSource`), what the store copies is not read. Raises IntegrityError
+        when the registry holds a different one under this id.
         """
         source = ArtifactSource(
             manifest=artifact.manifest,
             companions=Companions.beside(artifact),
             archive=artifact.archive_path,
+            is_noted=is_noted,
         )
         facts = artifact.manifest.archive
         with progress.task(f"push {facts.file}", facts.size) as advance:

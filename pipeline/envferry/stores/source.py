@@ -46,6 +46,9 @@ class ContentSource(msgspec.Struct, frozen=True, kw_only=True):
     """What to do about one that is damaged."""
     watch: Callable[[Piece], None] = _unwatched
     """Gets all bytes, in order; what it gets changes afterwards."""
+    read_proven: Callable[[int, int], bytes] | None = None
+    """Reads as `read_at` does, and raises IntegrityError for a byte that the `digests` are not of.
+    A store that copies the rest may rely on it, and then reads neither that nor for `watch`."""
     read_into: Callable[[int, memoryview], None] | None = None
     """Fills memory with the bytes from an offset; where they lie on a disk of this machine."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import xxhash
+from msgspec.structs import replace
 
 from envferry.base.text import human_bytes
 from envferry.errors import IntegrityError, NotFound, StoreError
@@ -73,11 +74,16 @@ def receive_file(
 ) -> None:
     """Upload what arrives from elsewhere, part by part; it becomes an object if it is right.
 
-    What is `known` to be in the store is copied there, and read here for its digests alone. What
-    was sent stays when the connection fails: the next call reads it, but sends it not again.
+    What is `known` to be in the store is copied there, and read here for its digests alone; not
+    at all where what is sent is proven without it. What was sent stays when the connection fails:
+    the next call reads it, but sends it not again.
     """
     parts = plan_parts(content.size, known)
     copies = any(part.known for part in parts)
+    proven = content.read_proven if copies else None
+    if proven:
+        # So every byte that is sent is compared, also of a part that the server does not copy.
+        content = replace(content, read_at=proven, digests=None)
     with journal_at(content.journal) as journal:
         upload = _begin(calls, target, journal, len(parts), with_md5=copies and has_md5())
 
@@ -86,7 +92,8 @@ def receive_file(
             if part.known and (copied := _copy_part(upload, part.number, part.known)):
                 advance(part.length)
                 # Read only when it is its turn to be hashed: until then it needs no memory.
-                return content.pieces(part.offset, part.length), copied
+                read = content.pieces(part.offset, part.length)
+                return () if proven else read, copied
             body = content.read_at(part.offset, part.length)
             sent = _send_part(upload, part, body)
             advance(part.length)
