@@ -124,7 +124,7 @@ def run_until_caller_ends(
         os.close(writing)
 
 
-def feed(argv: Sequence[str | Path], chunks: Iterable[bytes]) -> Finished:
+def feed(argv: Sequence[str | Path], chunks: Iterable[bytes | memoryview]) -> Finished:
     """Run `argv` to its end with these bytes as its stdin, written as they come.
 
     Raises ToolFailed when it fails, however much it has read, and what making the bytes raises.

@@ -25,6 +25,7 @@ from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
 from envferry.archive.tar import END_OF_ARCHIVE
 from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
+from envferry.base.direct_io import is_cached
 from envferry.errors import HostError, IntegrityError, PipelineError, SpecError
 from tests.conftest import require
 
@@ -145,6 +146,24 @@ def test_extracted_tree_is_the_packed_one(
     for path, link in LINKS.items():
         assert str((tmp_path / "out" / path).readlink()) == link
     assert (tmp_path / "out/lib/empty-directory").is_dir()
+
+
+@pytest.mark.parametrize("name", ["large", "l" * 120])
+def test_a_large_file_is_written_past_the_page_cache(tmp_path: Path, name: str) -> None:
+    """From where it was decompressed: in the first frame, behind a header of any length."""
+    content = os.urandom(1 << 20) * (2 * FRAME_BYTES // (1 << 20)) + b"end"
+    (tmp_path / name).write_bytes(content)
+    write(members_of(tmp_path), tmp_path / "archive")
+    with (tmp_path / name).open("rb") as stream:
+        os.fsync(stream.fileno())
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if is_cached(stream.fileno(), 0):
+            pytest.skip("this file system keeps what it has written")
+    extract(tmp_path / "archive", tmp_path / "out")
+    with (tmp_path / "out" / name).open("rb") as stream:
+        assert not is_cached(stream.fileno(), 0), "the first frame"
+        assert not is_cached(stream.fileno(), FRAME_BYTES + (4 << 20)), "the second one"
+        assert stream.read() == content
 
 
 def test_python_tar_sees_the_same_tree(

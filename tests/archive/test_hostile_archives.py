@@ -47,7 +47,7 @@ from tests.support.hostile import Memory, open_and_read, read_all, require_error
 from tests.support.installing import install
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 CORPUS = Path(__file__).parents[1] / "corpus"
@@ -197,19 +197,22 @@ def test_a_stream_that_contradicts_its_index(good: bytes, tmp_path: Path, envs: 
     require_refused(data, tmp_path, envs, "does not end at its last frame")
 
 
-def test_a_second_frame_behind_the_first_is_refused(
-    good: bytes, tmp_path: Path, envs: Path
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda frame: frame + zstandard.ZstdCompressor().compress(bytes(512)), "unused data"),
+        (lambda frame: frame + skippable_frame(0, b""), "8 bytes of unused data"),
+        (lambda frame: frame[:-1], "cut off"),
+    ],
+)
+def test_a_frame_that_is_not_one_whole_frame_is_refused(
+    good: bytes, tmp_path: Path, envs: Path, change: Callable[[bytes], bytes], reason: str
 ) -> None:
     [raw] = Archive(Memory(good)).read_run([1])
-    compressed, entry = frame_of(raw)
-    both = compressed + zstandard.ZstdCompressor().compress(bytes(512))
-    entry = msgspec.structs.replace(
-        entry,
-        size=len(both),
-        xxh128=xxhash.xxh3_128_hexdigest(both),
-        blake3=blake3(both).hexdigest(),
-    )
-    require_refused(replaced(good, 1, both, entry), tmp_path, envs, "unused data")
+    compressor = zstandard.ZstdCompressor(write_checksum=True)
+    changed = change(compressor.compress(raw))
+    data = replaced(good, 1, changed, FrameEntry.of(changed, len(raw)))
+    require_refused(data, tmp_path, envs, reason)
 
 
 def test_a_bomb_is_not_unpacked(good: bytes, tmp_path: Path, envs: Path) -> None:

@@ -15,7 +15,9 @@ from envferry.base.direct_io import (
     BLOCK_BYTES,
     LEAST_DIRECT_BYTES,
     DirectReader,
+    aligned_buffer,
     is_cached,
+    write_direct,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def test_what_is_in_the_page_cache_is_taken_from_there(tmp_path: Path) -> None:
         os.pread(descriptor, SIZE, 0)
         reader = DirectReader(BUFFER_BYTES)
         assert reader.read_into(descriptor, memoryview(bytearray(SIZE)), 0) == SIZE
-        assert not hasattr(reader.threads, "buffer"), "no read went past the page cache"
+        assert not hasattr(reader.memory.threads, "memory"), "no read went past the page cache"
 
 
 @pytest.mark.parametrize("refusal", [errno.EINVAL, errno.EOPNOTSUPP])
@@ -124,3 +126,29 @@ def test_a_python_without_the_flag_reads_as_usual(
         target = memoryview(bytearray(SIZE))
         assert DirectReader(BUFFER_BYTES).read_into(descriptor, target, 0) == SIZE
         assert target == CONTENT
+
+
+@pytest.mark.parametrize("lead", [0, 1, 512, BLOCK_BYTES])
+@pytest.mark.parametrize("offset", [0, 1, BLOCK_BYTES])
+@pytest.mark.parametrize("size", [0, 5, BLOCK_BYTES, SIZE])
+def test_what_is_written_is_there(tmp_path: Path, lead: int, offset: int, size: int) -> None:
+    """Out of memory that does not start on a page, too, or to such a place: through the cache."""
+    content = aligned_buffer(lead + SIZE)[lead : lead + size]
+    content[:] = CONTENT[:size]
+    with (tmp_path / "file").open("wb") as stream:
+        write_direct(stream.fileno(), content, offset)
+    assert (tmp_path / "file").read_bytes() == (bytes(offset) if size else b"") + CONTENT[:size]
+
+
+def test_what_is_written_does_not_go_through_the_page_cache(tmp_path: Path) -> None:
+    content = aligned_buffer(SIZE)
+    content[:] = CONTENT
+    with (tmp_path / "usual").open("wb+") as stream:
+        stream.write(CONTENT)
+        os.fsync(stream.fileno())
+        forget(stream.fileno())
+        if is_cached(stream.fileno(), 0):
+            pytest.skip("this file system keeps what it has written")
+    with (tmp_path / "file").open("wb+") as stream:
+        write_direct(stream.fileno(), content, 0)
+        assert not is_cached(stream.fileno(), 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
@@ -14,10 +13,10 @@ import msgspec
 from xxhash import xxh3_128_hexdigest
 
 from envferry.archive.contents import Content, checksum
-from envferry.archive.members import FRAME_BYTES
 from envferry.archive.tar import END_OF_ARCHIVE, has_header
-from envferry.base.direct_io import DirectWriter, write_all
+from envferry.base.direct_io import BLOCK_BYTES, ThreadMemory, write_all, write_direct
 from envferry.base.workers import Workers
+from envferry.base.write_back import flushing
 from envferry.errors import HostError, IntegrityError
 
 if TYPE_CHECKING:
@@ -42,8 +41,6 @@ TOP_MODE = 0o755
 """The directory that holds a tree is one like those in it."""
 RUNS_PER_THREAD = 8
 """At least, so that none works long when the others have ended."""
-# Python has os.sync(), which flushes every file system of the machine, but not syncfs(2).
-LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class ExtractOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,22 +93,14 @@ def extract_tree(
     threads = options.threads or max(os.cpu_count() or 1, FEWEST_THREADS)
     extraction = Extraction(archive, target, options)
     try:
-        if not options.has_directories:
-            make_directories(archive.index, str(target))
-        extraction.make_links_and_empty_files()
-        with Workers(threads, "install") as pool:
-            numbers = needed_frames(archive, options.present, options.done_frames)
-            size = sum(archive.index.frames[number].size for number in numbers)
-            run_bytes = min(RUN_BYTES, size // (RUNS_PER_THREAD * threads))
-            runs = [
-                pool.submit(extraction.write_run, run, advance)
-                for run in archive.cut_runs(numbers, run_bytes)
-            ]
-            # What has not begun when one fails is given up with the pool.
-            finished, _ = wait(runs, return_when=FIRST_EXCEPTION)
-            for future in finished:
-                future.result()
-        extraction.finish()
+        # Once more at its end: the rename that follows must not reach the disk earlier than the
+        # files do.
+        with flushing(str(target)):
+            if not options.has_directories:
+                make_directories(archive.index, str(target))
+            extraction.make_links_and_empty_files()
+            extraction.write_frames(threads, advance)
+            extraction.finish()
     # Paths in an index are unique, and NEW_FILE has O_EXCL: the file system takes two for one.
     except FileExistsError as error:
         message = (
@@ -133,9 +122,11 @@ class Extraction:
         self.root = str(target)
         self.relocation = options.relocation
         self.present = options.present
+        self.done_frames = options.done_frames
         self.journal = options.journal
-        # A piece of a large file has FRAME_BYTES: its buffer is filled and written once.
-        self.direct = DirectWriter(FRAME_BYTES)
+        # A frame's memory serves for the thread's next one: new memory would have to be cleared.
+        largest = max(frame.tar_size for frame in archive.index.frames)
+        self.memory = ThreadMemory(largest + BLOCK_BYTES)
         self.edited: dict[str, Content] = {}
         self.times = (archive.index.mtime * 10**9,) * 2
 
@@ -151,35 +142,60 @@ class Extraction:
                 finally:
                     os.close(descriptor)
 
+    def write_frames(self, threads: int, advance: Callable[[int], None]) -> None:
+        """Write what all frames hold that is not there yet."""
+        numbers = needed_frames(self.archive, self.present, self.done_frames)
+        size = sum(self.archive.index.frames[number].size for number in numbers)
+        run_bytes = min(RUN_BYTES, size // (RUNS_PER_THREAD * threads))
+        with Workers(threads, "install") as pool:
+            runs = [
+                pool.submit(self.write_run, run, advance)
+                for run in self.archive.cut_runs(numbers, run_bytes)
+            ]
+            # What has not begun when one fails is given up with the pool.
+            finished, _ = wait(runs, return_when=FIRST_EXCEPTION)
+            for future in finished:
+                future.result()
+
     def write_run(self, numbers: Sequence[int], advance: Callable[[int], None]) -> None:
         """Read frames that follow each other at once and write what they hold."""
-        for number, raw in zip(numbers, self.archive.read_run(numbers), strict=True):
+        frames = self.archive.read_run(numbers, self.memory_for)
+        for number, raw in zip(numbers, frames, strict=True):
             self.write_frame(number, raw)
             advance(len(raw))
 
-    def write_frame(self, number: int, raw: bytes) -> None:
+    def memory_for(self, number: int) -> memoryview:
+        """Return memory for a frame: what the thread's last one was in.
+
+        The first piece's content lies on a page, behind its header: it can be written from there.
+        """
+        pieces = self.archive.plans[number].pieces
+        lead = -pieces[0].header_size % BLOCK_BYTES if pieces else 0
+        size = self.archive.index.frames[number].tar_size
+        return self.memory.of_this_thread()[lead : lead + size]
+
+    def write_frame(self, number: int, raw: memoryview) -> None:
         """Write what a frame holds."""
         plan = self.archive.plans[number]
-        view = memoryview(raw)
         position = 0
         for piece in plan.pieces:
             entry = self.files[piece.member]
             content = position + piece.header_size
             end = content + piece.length
-            padding = raw.count(0, end, end + piece.padding)
+            is_padded = raw[end : end + piece.padding] == bytes(piece.padding)
             # Every byte that is not content is compared, so that `tar` extracts the tree that is
             # written here.
-            is_header = has_header(raw[position:content], entry, self.archive.index.mtime)
-            if not is_header or padding != piece.padding:
+            is_header = has_header(bytes(raw[position:content]), entry, self.archive.index.mtime)
+            if not (is_header and is_padded):
                 raise self.archive.damaged(
                     number, f"the tar stream does not match the index at {entry.path!r}"
                 )
             if piece.length and piece.member not in self.present:
-                self.write_piece(entry, piece, view[content:end])
+                self.write_piece(entry, piece, raw[content:end])
                 # Noted after the write: a kill in between costs one frame. A frame that holds more
                 # than a part of one large file has no single checksum to resume by.
                 if piece.length != entry.size and self.journal and len(plan.pieces) == 1:
-                    self.journal.note_frame(number, xxh3_128_hexdigest(view[content:end]))
+                    self.journal.note_frame(number, xxh3_128_hexdigest(raw[content:end]))
             position = end + piece.padding
         if not plan.pieces and raw != END_OF_ARCHIVE:
             raise self.archive.damaged(number, "the tar stream does not end at its last frame")
@@ -193,7 +209,7 @@ class Extraction:
         try:
             # Not compared with its own checksum: the BLAKE3 of its frames vouches for it.
             if not is_whole:
-                self.direct.write(descriptor, content, piece.start)
+                write_direct(descriptor, content, piece.start)
                 return
             if xxh3_128_hexdigest(content) != entry.xxh128:
                 message = f"{entry.path!r} in {self.archive.name} does not match the index"
@@ -230,7 +246,7 @@ class Extraction:
         os.utime(path, ns=self.times, follow_symlinks=False)
 
     def finish(self) -> None:
-        """Finish large files and directories, then flush the file system once."""
+        """Finish large files and directories."""
         # Only a file of several frames has a piece behind its first one.
         large = {
             piece.member for plan in self.archive.plans for piece in plan.pieces if piece.start
@@ -244,9 +260,6 @@ class Extraction:
                 os.chmod(path, entry.mode)  # noqa: PTH101
                 os.utime(path, ns=self.times)
         os.chmod(self.root, TOP_MODE)  # noqa: PTH101
-        # Before this returns: the rename that follows must not reach the disk earlier than the
-        # files do.
-        sync_file_system(self.root)
 
     def finish_large_file(self, number: int) -> None:
         """Edit the prefixes of a file of several frames, now that it is complete."""
@@ -286,17 +299,6 @@ def make_directories(index: Index, root: str) -> None:
             # Not by way of a link either: all that belongs in it would be written elsewhere.
             if not stat.S_ISDIR(os.lstat(target).st_mode):
                 raise
-
-
-def sync_file_system(path: str) -> None:
-    """Flush the file system that holds `path`: one call instead of an fsync for each file."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if LIBC.syncfs(descriptor) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
-    finally:
-        os.close(descriptor)
 
 
 def cannot_write(error: OSError, target: Path) -> HostError:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 import zstandard
 from blake3 import blake3
 
+from envferry.archive.decompression import Decompressor
 from envferry.archive.index import Index, decode_index
 from envferry.archive.seek_table import FOOTER, decode_seek_table, seek_table_size
 from envferry.archive.validation import check_index, plan_frames
 from envferry.errors import IntegrityError, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from envferry.archive.members import FramePlan
@@ -135,10 +136,14 @@ class Archive:
         if run:
             yield run
 
-    def read_run(self, numbers: Sequence[int]) -> Iterator[bytes]:
+    def read_run(
+        self, numbers: Sequence[int], memory_for: Callable[[int], memoryview] | None = None
+    ) -> Iterator[memoryview]:
         """Read frames that follow each other at once; yield what each holds of the tar stream.
 
-        For any thread. Raises IntegrityError when a checksum or a size is wrong.
+        For any thread. `memory_for` returns memory of a frame's `tar_size` for its number; it may
+        return the same for the next frame. Without it each gets memory of its own. Raises
+        IntegrityError when a checksum or a size is wrong.
         """
         start, last = self.offsets[numbers[0]], numbers[-1]
         length = self.offsets[last] + self.index.frames[last].size - start
@@ -146,25 +151,31 @@ class Archive:
         compressed = memoryview(self.bytes.read_at(start, length))
         for number in numbers:
             offset = self.offsets[number] - start
+            memory = (memory_for or self.new_memory)(number)
             yield self.decode_frame(
-                number, compressed[offset : offset + self.index.frames[number].size]
+                number, compressed[offset : offset + self.index.frames[number].size], memory
             )
 
-    def decode_frame(self, number: int, compressed: bytes | memoryview) -> bytes:
-        """Return what a compressed frame holds; raise IntegrityError for a damaged one."""
-        entry = self.index.frames[number]
+    def new_memory(self, number: int) -> memoryview:
+        """Return memory for what a frame holds."""
+        return memoryview(bytearray(self.index.frames[number].tar_size))
+
+    def decode_frame(
+        self, number: int, compressed: bytes | memoryview, memory: memoryview | None = None
+    ) -> memoryview:
+        """Return what a compressed frame holds; raise IntegrityError for a damaged one.
+
+        It is put into `memory`, which has as many bytes, or into new memory.
+        """
         # BLAKE3 and not XXH3: a signature covers it, and it costs 2 % of an install.
-        if blake3(compressed).hexdigest() != entry.blake3:
+        if blake3(compressed).hexdigest() != self.index.frames[number].blake3:
             raise self.damaged(number, "its checksum is wrong")
         # One for each thread: zstandard's objects must not be used by two at once.
         if not hasattr(self.threads, "decompressor"):
-            self.threads.decompressor = zstandard.ZstdDecompressor()
+            self.threads.decompressor = Decompressor()
+        raw = self.new_memory(number) if memory is None else memory
         try:
-            # Before it is decompressed: zstandard takes as much memory as the frame claims to hold.
-            if zstandard.frame_content_size(compressed) != entry.tar_size:
-                raise self.damaged(number, "its size is not the one in the index")
-            # Nothing may follow: other tools would take it for a part of the tar stream.
-            raw: bytes = self.threads.decompressor.decompress(compressed, allow_extra_data=False)
+            self.threads.decompressor.fill(raw, memoryview(compressed))
         except zstandard.ZstdError as error:
             raise self.damaged(number, str(error)) from error
         return raw

@@ -33,7 +33,7 @@ class RelocatedTar(msgspec.Struct):
     _held: list[bytes] = msgspec.field(default_factory=list)
     """The content so far of a file that is edited when it is whole."""
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes | memoryview]:
         """Yield the stream; each frame is read, checked and decompressed once.
 
         Raises IntegrityError for damaged bytes, HostError where the prefix does not fit.
@@ -45,20 +45,20 @@ class RelocatedTar(msgspec.Struct):
                 yield from self._frame(number, raw)
                 self.advance(len(raw))
 
-    def _frame(self, number: int, raw: bytes) -> Iterator[bytes]:
+    def _frame(self, number: int, raw: memoryview) -> Iterator[bytes | memoryview]:
         plan = self.archive.plans[number]
-        view, position = memoryview(raw), 0
+        position = 0
         for piece in plan.pieces:
             entry = self.archive.index.files[piece.member]
             content = position + piece.header_size
             end = content + piece.length
-            zeros = raw.count(0, end, end + piece.padding)
-            is_header = has_header(raw[position:content], entry, self.archive.index.mtime)
-            if not is_header or zeros != piece.padding:
+            is_padded = raw[end : end + piece.padding] == bytes(piece.padding)
+            is_header = has_header(bytes(raw[position:content]), entry, self.archive.index.mtime)
+            if not (is_header and is_padded):
                 raise self.archive.damaged(number, f"the tar stream contradicts {entry.path!r}")
-            self._check(entry, piece, view[content:end])
+            self._check(entry, piece, raw[content:end])
             if entry.type == "symlink" or self.relocation.changes(entry):
-                yield from self._moved(entry, piece, view[content:end])
+                yield from self._moved(entry, piece, raw[content:end])
             else:
                 yield raw[position : end + piece.padding]
             position = end + piece.padding

@@ -24,6 +24,22 @@ LEAST_DIRECT_BYTES = 1 << 20
 """What is shorter is read through the page cache, whose readahead has it by then."""
 
 
+class ThreadMemory:
+    """Memory that starts on a page, for each thread its own, which it uses again and again."""
+
+    def __init__(self, size: int) -> None:
+        """Have so many bytes for each thread that asks for them."""
+        self.size = size
+        self.threads = local()
+
+    def of_this_thread(self) -> memoryview:
+        """Return the memory of the calling thread, with what it has left in it."""
+        if not hasattr(self.threads, "memory"):
+            self.threads.memory = aligned_buffer(self.size)
+        memory: memoryview = self.threads.memory
+        return memory
+
+
 # O_DIRECT is a flag of the open file, not of a call: only one thread may use a descriptor at a
 # time.
 class DirectWriter:
@@ -31,8 +47,7 @@ class DirectWriter:
 
     def __init__(self, buffer_bytes: int) -> None:
         """Take buffers of so many bytes, a multiple of BLOCK_BYTES: a usual piece."""
-        self.buffer_bytes = buffer_bytes
-        self.threads = local()
+        self.memory = ThreadMemory(buffer_bytes)
 
     def write(self, descriptor: int, content: memoryview, offset: int) -> None:
         """Write all of `content` at `offset`.
@@ -40,15 +55,11 @@ class DirectWriter:
         Where that is a multiple of BLOCK_BYTES, whole blocks go to the disk before this returns;
         what follows them, less than a block, goes into the page cache.
         """
-        if not hasattr(self.threads, "buffer"):
-            self.threads.buffer = aligned_buffer(self.buffer_bytes)
-        whole = 0 if offset % BLOCK_BYTES else len(content) - len(content) % BLOCK_BYTES
-        for start in range(0, whole, self.buffer_bytes):
-            part = content[start : min(start + self.buffer_bytes, whole)]
-            buffer = self.threads.buffer[: len(part)]
-            buffer[:] = part
-            write_blocks(descriptor, buffer, offset + start)
-        write_all(descriptor, content[whole:], offset + whole)
+        buffer = self.memory.of_this_thread()
+        for start in range(0, len(content), len(buffer)):
+            part = content[start : start + len(buffer)]
+            buffer[: len(part)] = part
+            write_direct(descriptor, buffer[: len(part)], offset + start)
 
 
 class DirectReader:
@@ -56,8 +67,9 @@ class DirectReader:
 
     def __init__(self, buffer_bytes: int) -> None:
         """Take buffers of so many bytes, a multiple of BLOCK_BYTES: a usual piece."""
+        # A block more: what is wanted may begin and end within one.
         self.buffer_bytes = buffer_bytes
-        self.threads = local()
+        self.memory = ThreadMemory(buffer_bytes + BLOCK_BYTES)
 
     def read_into(self, descriptor: int, target: memoryview, offset: int) -> int:
         """Fill `target` with a file's bytes from `offset`; return how many, fewer at its end.
@@ -79,16 +91,14 @@ class DirectReader:
 
     def read_blocks(self, descriptor: int, target: memoryview, offset: int) -> int:
         """Read past the page cache; return how many bytes, 0 at the end or where it is refused."""
-        if not hasattr(self.threads, "buffer"):
-            # A block more: what is wanted may begin and end within one.
-            self.threads.buffer = aligned_buffer(self.buffer_bytes + BLOCK_BYTES)
+        buffer = self.memory.of_this_thread()
         lead = offset % BLOCK_BYTES
         wanted = min(len(target), self.buffer_bytes)
         whole = -(-(lead + wanted) // BLOCK_BYTES) * BLOCK_BYTES
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
         try:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
-            count = os.preadv(descriptor, [self.threads.buffer[:whole]], offset - lead)
+            count = os.preadv(descriptor, [buffer[:whole]], offset - lead)
         except OSError as error:
             if error.errno not in REFUSALS:
                 raise
@@ -96,7 +106,7 @@ class DirectReader:
         finally:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
         found = min(max(count - lead, 0), wanted)
-        target[:found] = self.threads.buffer[lead : lead + found]
+        target[:found] = buffer[lead : lead + found]
         return found
 
 
@@ -147,6 +157,18 @@ class DirectStream:
 def aligned_buffer(size: int) -> memoryview:
     """Return memory that starts on a page, as direct writes need it."""
     return memoryview(mmap.mmap(-1, size))
+
+
+def write_direct(descriptor: int, content: memoryview, offset: int) -> None:
+    """Write all of `content`, memory that starts on a page, at `offset`.
+
+    Where that is a multiple of BLOCK_BYTES, whole blocks go to the disk before this returns; what
+    follows them, less than a block, goes into the page cache.
+    """
+    whole = 0 if offset % BLOCK_BYTES else len(content) - len(content) % BLOCK_BYTES
+    if whole:
+        write_blocks(descriptor, content[:whole], offset)
+    write_all(descriptor, content[whole:], offset + whole)
 
 
 def write_blocks(descriptor: int, blocks: memoryview, offset: int) -> None:

@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from envferry.archive.extraction import sync_file_system
+from envferry.base.write_back import sync_file_system
 from envferry.build.inside import compile_bytecode
 
 NEEDED = (
