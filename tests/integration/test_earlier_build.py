@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from envferry.build.earlier_build import NOTE, TreeNote
+from envferry.archive.reader import Archive, FileSource
+from envferry.base.file_stamps import TREE_NOTE
+from envferry.build.earlier_build import TreeNote
 from envferry.build.tree_comparison import compare_trees
 from envferry.engines.selection import Engine, open_sandbox
 from envferry.errors import SpecError, ToolFailed
 from envferry.models import Checks, DataFile
+from envferry.pack.earlier_pack import PackNotes
+from envferry.pack.pack_options import PackOptions
+from envferry.pack.stage import pack_env
+from envferry.progress import Silent
 from tests.conftest import require
 from tests.integration.test_build import packages, python_files
 from tests.support.builds import BuildRunner, file_hash
+from tests.support.packed_twice import Disturbed
 from tests.support.tiny_channel import TinyPackage
 from tests.support.wheels import make_wheel
 
@@ -121,6 +128,42 @@ def test_wheels_come_go_and_change(
     rebuilds.require_as_from_scratch([first, second])
 
 
+def test_a_pack_reads_only_what_a_build_has_made_anew(
+    python_rebuilds: Rebuilds, tmp_path: Path
+) -> None:
+    rebuilds = python_rebuilds
+    first, second = wheel(tmp_path, "first"), wheel(tmp_path, "second")
+    built = rebuilds.runner.build([*rebuilds.conda, first])
+    options = PackOptions(output_dir=tmp_path / "dist", notes_dir=tmp_path / "notes")
+    before = pack_env(built, options=options, progress=Silent())
+    (note,) = PackNotes(tmp_path / "notes").about(built)
+    with FileSource(before.archive_path) as source:
+        archive = Archive(source)
+        known = {
+            archive.index.files[piece.member].path
+            for plan, digest in zip(archive.plans, note.frames.sources, strict=True)
+            for piece in plan.pieces
+            if digest and piece.length
+            # Libraries are looked into, for which GPUs they have code.
+            if ".so" not in archive.index.files[piece.member].path
+        }
+    older = inodes(rebuilds.tree)
+    built = rebuilds.runner.build([*rebuilds.conda, first, second])
+    linked = [path for path in known if inodes(rebuilds.tree).get(path) == older[path]]
+    assert len(linked) > 100
+    expected = pack_env(
+        built, options=PackOptions(output_dir=tmp_path / "from-nothing"), progress=Silent()
+    )
+
+    def remove() -> None:
+        for path in linked:
+            (rebuilds.tree / path).unlink()
+
+    after = pack_env(built, options=options, progress=Disturbed(remove))
+    assert after.archive_path.read_bytes() == expected.archive_path.read_bytes()
+    assert after.manifest.id != before.manifest.id
+
+
 def test_files_of_several_packages_are_decided_anew(
     python_rebuilds: Rebuilds, tmp_path: Path
 ) -> None:
@@ -164,7 +207,7 @@ def test_other_settings_take_the_packages_over(rebuilds: Rebuilds, tmp_path: Pat
 def test_a_tree_that_was_touched_is_not_used(rebuilds: Rebuilds, tmp_path: Path, harm: str) -> None:
     rebuilds.build()
     assert "bin/tool" in rebuilds.build()
-    tool, note = rebuilds.tree / "bin/tool", rebuilds.home / NOTE
+    tool, note = rebuilds.tree / "bin/tool", rebuilds.home / TREE_NOTE
     if harm == "change":
         times = tool.stat().st_mtime_ns
         tool.write_text("#!/bin/no\n")
@@ -312,7 +355,7 @@ def test_names_that_are_not_utf_8_are_built_from_nothing(
 
 def test_a_build_that_another_user_noted_is_not_used(rebuilds: Rebuilds) -> None:
     rebuilds.build()
-    (rebuilds.home / NOTE).chmod(0o666)
+    (rebuilds.home / TREE_NOTE).chmod(0o666)
     assert rebuilds.build() == set()
 
 

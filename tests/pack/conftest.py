@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.environments import conda_record, pip_record
+from tests.support.packed_twice import PackedTwice, add_large_packages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,3 +26,10 @@ def tree(tmp_path: Path) -> Path:
     pip_record(tree, "wheel", {"wheel/__init__.py": b"x = 1\n"})
     (tree / "conda-meta/history").write_text("")
     return tree
+
+
+@pytest.fixture(params=[True, False], ids=["all-read", "changed-read"])
+def two(tree: Path, tmp_path: Path, request: pytest.FixtureRequest) -> PackedTwice:
+    """Return an environment to pack twice, by reading all of it and by reading what has changed."""
+    add_large_packages(tree)
+    return PackedTwice(tree, tmp_path, reads_all=request.param)

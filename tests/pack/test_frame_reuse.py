@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -22,86 +19,13 @@ from envferry.archive.seek_table import encode_seek_table
 from envferry.cli.main import run
 from envferry.errors import NotFound, StoreError
 from envferry.pack.earlier_pack import NOTES_KEPT, PackNote, PackNotes
-from envferry.pack.existing_env import describe_env
-from envferry.pack.pack_options import PackOptions
-from envferry.pack.stage import pack_env
-from envferry.progress import Silent
-from tests.support.environments import conda_record, pip_record
+from tests.support.environments import pip_record
+from tests.support.packed_twice import LARGE, SITE, Disturbed, PackedTwice, noise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from envferry.archive.reader import Source
-    from envferry.models import Artifact
-    from envferry.progress import Expected, Progress
-
-SITE = "lib/python3.11/site-packages"
-SILENT = Silent()
-LARGE = 9 << 20
-
-
-def noise(seed: int, size: int) -> bytes:
-    """Return bytes that compress to a half; of more than 1 MiB, it repeats."""
-    return random.Random(seed).randbytes((1 << 20) // 2).hex().encode()[:size] * (size >> 20 or 1)
-
-
-@dataclass(frozen=True)
-class PackedTwice:
-    """A tree, and where its archives go."""
-
-    tree: Path
-    root: Path
-
-    def pack(
-        self,
-        output: str,
-        *,
-        notes: bool = True,
-        reuse: Path | None = None,
-        level: int = 3,
-        progress: Progress = SILENT,
-        prefix: str | None = None,
-        published: Callable[[], Source | None] = lambda: None,
-    ) -> tuple[Artifact, FrameReuse]:
-        """Pack the tree into a folder."""
-        built = describe_env(self.tree, prefix=prefix, name=None, lock_dir=self.root / "lock")
-        said: list[FrameReuse] = []
-        options = PackOptions(
-            output_dir=self.root / output,
-            mtime=315532800,
-            level=level,
-            notes_dir=self.root / "notes" if notes else None,
-            reuse=reuse,
-            published=published,
-        )
-        artifact = pack_env(built, options=options, progress=progress, announce=said.append)
-        return artifact, said[0]
-
-    def from_nothing(self, level: int = 3, prefix: str | None = None) -> bytes:
-        """Return the archive as it is without any earlier one."""
-        folder = self.root / "from-nothing"
-        artifact, reuse = self.pack(folder.name, notes=False, level=level, prefix=prefix)
-        assert reuse == FrameReuse()
-        content = artifact.archive_path.read_bytes()
-        shutil.rmtree(folder)
-        return content
-
-    def change(self) -> None:
-        """Change one package of three."""
-        (self.tree / SITE / "wheel/__init__.py").write_bytes(b"x = 2\n")
-
-
-@pytest.fixture
-def two(tree: Path, tmp_path: Path) -> PackedTwice:
-    """Return an environment whose largest package has a file of two frames."""
-    conda_record(
-        tree,
-        "torch",
-        {"lib/libtorch.so": noise(1, LARGE), "lib/torch.txt": noise(2, 5000)},
-    )
-    pip_record(tree, "other", {"other/__init__.py": noise(3, 9000)})
-    return PackedTwice(tree, tmp_path)
 
 
 def archive_offsets(path: Path) -> list[int]:
@@ -228,7 +152,7 @@ def test_of_a_truncated_archive_nothing_is_reused(two: PackedTwice, kept: float)
 def test_a_name_proves_nothing(two: PackedTwice) -> None:
     first, _ = two.pack("dist")
     two.change()
-    (two.tree / "lib/libtorch.so").write_bytes(noise(9, LARGE))
+    (two.tree / "lib/torch.bin").write_bytes(noise(9, LARGE))
     second, reuse = two.pack("dist", reuse=first.archive_path)
     assert second.archive_path.read_bytes() == two.from_nothing()
     assert reuse.frames > 0
@@ -290,22 +214,6 @@ def test_a_damaged_note_is_passed_over(two: PackedTwice, text: bytes) -> None:
     next((two.root / "notes").iterdir()).write_bytes(text)
     second, _ = two.pack("today")
     assert second.archive_path.read_bytes() == first.archive_path.read_bytes()
-
-
-class Disturbed(Silent):
-    """A `Progress` during which something happens when packing begins."""
-
-    def __init__(self, happens: Callable[[], object]) -> None:
-        self.happens = happens
-
-    @contextmanager
-    def task(
-        self, label: str, total_bytes: int | Expected | None = None
-    ) -> Iterator[Callable[[int], None]]:
-        """Open a task."""
-        self.happens()
-        with super().task(label, total_bytes) as advance:
-            yield advance
 
 
 def test_an_archive_that_is_replaced_meanwhile_is_not_read(two: PackedTwice) -> None:
@@ -409,7 +317,7 @@ def test_the_command_says_how_much_it_took(
     assert third["reused"]["archive"].startswith(str(two.root / "artifacts/v1/envs/demo"))
 
 
-def test_what_goes_to_s3_is_not_hashed_for_images(
+def test_only_what_goes_to_a_registry_of_images_is_hashed_for_images(
     two: PackedTwice, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The archive is the same; a push to an OCI registry computes what is missing."""
@@ -425,10 +333,10 @@ def test_what_goes_to_s3_is_not_hashed_for_images(
         manifests.append(json.loads((archive.parent / f"{stem}.manifest.json").read_text()))
     assert len(archives) == 1
     for_folder, for_images, for_s3 = manifests
-    assert for_folder == for_images
-    assert len(for_folder["archive"].pop("tar_sha256")) == 64
+    assert for_folder == for_s3
+    assert len(for_images["archive"].pop("tar_sha256")) == 64
     assert for_s3["archive"].pop("tar_sha256") == ""
-    assert for_s3 == for_folder
+    assert for_s3 == for_images
 
 
 class RegistryArchive:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import xxhash
 from blake3 import blake3
+from msgspec.structs import replace
 
+from envferry import __version__
 from envferry.archive.compression import new_compressor
 from envferry.archive.index import FrameEntry
 from envferry.archive.members import FRAME_BYTES
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    from envferry.archive.frame_reuse import EarlierFrames, ReusedFrame
-    from envferry.archive.members import FramePlan, Member, Piece
+    from envferry.archive.frame_reuse import EarlierFrames, KnownFrame, ReusedFrame
+    from envferry.archive.members import FramePlace, FramePlan, Member, Piece
 
 WIDE_MARKS = tuple(mark for mark, _ in WIDE_TEXTS)
 FRAMES_AHEAD = 1
@@ -38,18 +40,27 @@ class PackedFrame(msgspec.Struct, frozen=True, kw_only=True):
     """One frame, read and compressed."""
 
     plan: FramePlan
-    raw: memoryview
-    """What the frame holds of the tar stream."""
-    buffer: bytearray
+    raw: memoryview | None
+    """What the frame holds of the tar stream; None where it is known, and was not read."""
+    buffer: bytearray | None
     """Where `raw` lies; the packer takes it back."""
     compressed: bytes
     entry: FrameEntry
     plain: str
-    """BLAKE3 of `raw`."""
+    """BLAKE3 of what the frame holds."""
+    source: str
+    """What the frame is made of, as `frame_source` says."""
+    known: KnownFrame | None = None
+    """What an earlier archive says of its files, none of which is edited; then this counts."""
     checksums: dict[int, str]
-    """XXH3-128 of each file that lies whole in the frame, by member number."""
+    """XXH3-128 of each file that lies whole in the frame and was read, by member number."""
     prefix_members: frozenset[int]
     """The members in which the prefix was seen, and texts that hold it in two bytes a letter."""
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the prefix may be in it."""
+        return self.known.has_prefix if self.known else bool(self.prefix_members)
 
 
 class FramePacker:
@@ -64,6 +75,7 @@ class FramePacker:
         mtime: int,
         earlier: EarlierFrames | None = None,
     ) -> None:
+        self.seed = msgspec.msgpack.encode((__version__, prefix, mtime))
         self.members = members
         self.earlier = earlier
         self.level = level
@@ -75,6 +87,22 @@ class FramePacker:
         self.buffers: SimpleQueue[bytearray] = SimpleQueue()
 
     def pack(self, plan: FramePlan) -> PackedFrame:
+        """Take a frame whose files are known, or read, check, hash and compress its pieces."""
+        source = frame_source(plan, self.members, self.seed)
+        place = (self.members[plan.pieces[0].member].entry.path, plan.pieces[0].start, plan.size)
+        known = self.earlier.known(place, source, self.prefix) if self.earlier else None
+        if self.earlier is None or known is None:
+            return self.read(plan, place, source)
+        taken = self.earlier.take(place, known.plain, None)
+        if taken is not None:
+            return unread_frame(plan, source, known, taken)
+        # Damaged by now, or slower to get than to make.
+        frame = self.read(plan, place, source)
+        require_unchanged(frame, known, self.members)
+        # The whole of it: of a large file, other frames may not have been read.
+        return replace(frame, known=known)
+
+    def read(self, plan: FramePlan, place: FramePlace, source: str) -> PackedFrame:
         """Read, check, hash and compress the pieces of one frame."""
         size = plan.size
         buffer = self.next_buffer(size)
@@ -100,7 +128,7 @@ class FramePacker:
             position += piece.size
         # A frame of another archive is believed by this digest: XXH3 could be forged.
         plain = blake3(raw).hexdigest()
-        taken = self.taken(plan, plain, buffer)
+        taken = self.earlier.take(place, plain, buffer) if self.earlier else None
         compressed, entry = (taken.compressed, taken.entry) if taken else self.compressed(raw)
         # A frame with the same bytes lacks the prefix as it did then: one search is spared.
         is_clean = taken and self.earlier and self.earlier.lacks(self.prefix, taken.number)
@@ -112,17 +140,10 @@ class FramePacker:
             compressed=compressed,
             entry=entry,
             plain=plain,
+            source=source,
             checksums=checksums,
             prefix_members=frozenset({*found, *wide}),
         )
-
-    def taken(self, plan: FramePlan, plain: str, buffer: bytearray) -> ReusedFrame | None:
-        """Return what an earlier archive has of a frame, None where it has nothing proven."""
-        if self.earlier is None:
-            return None
-        first = plan.pieces[0]
-        place = (self.members[first.member].entry.path, first.start, plan.size)
-        return self.earlier.take(place, plain, buffer)
 
     def compressed(self, raw: memoryview) -> tuple[bytes, FrameEntry]:
         """Compress what a frame holds."""
@@ -161,6 +182,59 @@ class FramePacker:
             # That a member holds it is all that counts here: the search goes on behind that member.
             following = starts[which + 1] if which + 1 < len(starts) else size
             found = buffer.find(prefix, following, size)
+
+
+def frame_source(plan: FramePlan, members: Sequence[Member], seed: bytes) -> str:
+    """Return what tells, without reading a file, what a frame holds: a BLAKE3, or nothing.
+
+    It is of all that the bytes follow from: the paths and modes, the identities of files that are
+    read from a path, the content of others. `seed` is what else they follow from.
+    """
+    digest = blake3(seed)
+    for piece in plan.pieces:
+        member = members[piece.member]
+        entry, content = member.entry, member.source
+        if isinstance(content, str):
+            if not member.identity:
+                return ""
+            content = member.identity
+        digest.update(
+            msgspec.msgpack.encode(
+                (
+                    *(entry.path, entry.type, entry.mode, entry.size, entry.link),
+                    *(piece.start, piece.length, piece.header_size, piece.padding),
+                    *(member.head, content),
+                )
+            )
+        )
+    return digest.hexdigest()
+
+
+def unread_frame(
+    plan: FramePlan, source: str, known: KnownFrame, taken: ReusedFrame
+) -> PackedFrame:
+    """Return a frame of which no file was read."""
+    return PackedFrame(
+        plan=plan,
+        raw=None,
+        buffer=None,
+        compressed=taken.compressed,
+        entry=taken.entry,
+        plain=known.plain,
+        source=source,
+        known=known,
+        checksums={},
+        prefix_members=frozenset(),
+    )
+
+
+def require_unchanged(frame: PackedFrame, known: KnownFrame, members: Sequence[Member]) -> None:
+    """Raise HostError when a frame is not what it was, though none of its files was written to."""
+    if frame.plain == known.plain:
+        return
+    path = members[frame.plan.pieces[0].member].source
+    message = f"{path!s}, or a file behind it, changed though nothing was written to it"
+    raise HostError(message, hint="check the disk, then build it again with `--from-scratch`")
 
 
 def packed_in_order(

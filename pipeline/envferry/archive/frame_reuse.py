@@ -14,7 +14,9 @@ from envferry.archive.index import FrameEntry
 from envferry.errors import IntegrityError, NotFound, StoreError
 
 if TYPE_CHECKING:
-    from envferry.archive.members import FramePlace
+    from collections.abc import Iterator
+
+    from envferry.archive.members import FramePlace, FramePlan
     from envferry.archive.reader import Archive
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ class FrameNotes(msgspec.Struct, frozen=True, kw_only=True):
     """The prefix that was looked for in it; empty in notes that do not say."""
     prefixed: tuple[int, ...] = ()
     """The frames in which it was seen."""
+    sources: tuple[str, ...] = ()
+    """What each was made of, as `frame_source` has it; empty where only its bytes tell."""
 
 
 class ReusedFrame(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +52,24 @@ class ReusedFrame(msgspec.Struct, frozen=True, kw_only=True):
     entry: FrameEntry
     number: int
     """Of the earlier archive."""
+
+
+class KnownFrame(msgspec.Struct, frozen=True, kw_only=True):
+    """A frame of an earlier archive that is made of files that were not written to since."""
+
+    number: int
+    """Of the earlier archive."""
+    plain: str
+    """BLAKE3 of what it holds."""
+    has_prefix: bool
+    checksums: tuple[str, ...]
+    """XXH3-128 of the whole file of each piece; empty of what is not a file."""
+
+    def checksums_of(self, plan: FramePlan) -> Iterator[tuple[int, str]]:
+        """Yield the numbers of a plan's files, and XXH3-128 of each."""
+        for piece, checksum in zip(plan.pieces, self.checksums, strict=True):
+            if checksum:
+                yield piece.member, checksum
 
 
 class FasterWay:
@@ -102,6 +124,7 @@ class EarlierFrames:
         self.counting = Lock()
         self.taken_frames = 0
         self.taken_bytes = 0
+        self.prefixed = frozenset(notes.prefixed if notes else ())
         self.numbers: dict[FramePlace, int] = {}
         for number, plan in enumerate(archive.plans):
             for first in plan.pieces[:1]:  # the last frame holds the end, and no file
@@ -115,10 +138,29 @@ class EarlierFrames:
             archive=self.archive.name, frames=self.taken_frames, size=self.taken_bytes
         )
 
-    def take(self, place: FramePlace, plain: str, raw: bytearray) -> ReusedFrame | None:
+    def known(self, place: FramePlace, source: str, prefix: str) -> KnownFrame | None:
+        """Return what is noted of a frame that is made of what this one was made of, if anything.
+
+        `source` is what `frame_source` says of the new frame.
+        """
+        number, notes = self.numbers.get(place), self.notes
+        if not source or number is None or notes is None or notes.prefix != prefix:
+            return None
+        if notes.sources[number : number + 1] != (source,):
+            return None
+        files, plan = self.archive.index.files, self.archive.plans[number]
+        return KnownFrame(
+            number=number,
+            plain=notes.plain[number],
+            has_prefix=number in self.prefixed,
+            checksums=tuple(files[piece.member].xxh128 for piece in plan.pieces),
+        )
+
+    def take(self, place: FramePlace, plain: str, raw: bytearray | None) -> ReusedFrame | None:
         """Return the compressed frame that holds the first bytes of `raw`, None without proof.
 
-        `plain` is the BLAKE3 of these bytes; `place` says how many they are.
+        `plain` is the BLAKE3 of these bytes; `place` says how many they are. Without notes they are
+        needed; else they may be None.
         """
         number = self.numbers.get(place)
         if number is None or (self.notes and self.notes.plain[number] != plain):
@@ -143,7 +185,7 @@ class EarlierFrames:
         if self.faster:
             self.faster.note("compress", seconds, size)
 
-    def proven(self, number: int, raw: bytearray) -> ReusedFrame | None:
+    def proven(self, number: int, raw: bytearray | None) -> ReusedFrame | None:
         """Return a frame that is what its archive was made with, and holds `raw`; else None."""
         archive, expected = self.archive, self.archive.index.frames[number]
         # The notes say what was written; the disk may hold something else by now, so it is hashed
@@ -164,12 +206,12 @@ class EarlierFrames:
     def lacks(self, prefix: str, number: int) -> bool:
         """Whether it is known that a frame does not hold the prefix."""
         notes = self.notes
-        return bool(notes and notes.prefix == prefix and number not in notes.prefixed)
+        return bool(notes and notes.prefix == prefix and number not in self.prefixed)
 
-    def holds(self, number: int, compressed: bytes, raw: bytearray) -> bool:
+    def holds(self, number: int, compressed: bytes, raw: bytearray | None) -> bool:
         """Whether a frame decompresses to the first bytes of `raw`."""
         try:
-            return raw.startswith(self.archive.decode_frame(number, compressed))
+            return raw is not None and raw.startswith(self.archive.decode_frame(number, compressed))
         except IntegrityError as error:
             log.info("a frame is compressed again: %s", error)
             return False

@@ -60,6 +60,9 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """What takes the place of the first bytes of the content."""
     recorded: Recorded | None = None
     """What conda noted of the file; None where it noted nothing."""
+    identity: bytes = b""
+    """What tells a file that is read from a path from all others, with any other content; empty
+    where nothing does without reading it."""
 
 
 # gc=False: as many as there are files, and none is part of a cycle.

@@ -48,6 +48,9 @@ class Tee:
 
         Raises what a consumer raised for this piece or an earlier one.
         """
+        if not self.threads:
+            release()
+            return
         running = [thread.submit(consumer, piece) for thread, consumer in self.threads]
         self.running.append((running, release))
         self.wait_for_all_but(PIECES_AHEAD)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -18,7 +16,6 @@ from envferry.archive.compression import DEFAULT_LEVEL, new_compressor
 from envferry.archive.frame_packer import (
     FRAMES_AHEAD,
     FramePacker,
-    PackedFrame,
     packed_in_order,
 )
 from envferry.archive.frame_reuse import FrameNotes
@@ -27,11 +24,10 @@ from envferry.archive.index import (
     FrameEntry,
     Index,
     PackageEntry,
-    PrefixEdits,
     encode_index,
 )
-from envferry.archive.members import Member, Owner, Piece, cut_frames, sort_members
-from envferry.archive.prefix_search import find_edits
+from envferry.archive.member_records import MemberRecords
+from envferry.archive.members import Member, Owner, cut_frames, sort_members
 from envferry.archive.seek_table import encode_seek_table
 from envferry.archive.tar import END_OF_ARCHIVE
 from envferry.archive.tee import Tee
@@ -67,7 +63,8 @@ class ArchiveOptions(msgspec.Struct, frozen=True, kw_only=True):
     tar_sha256: bool = True
     """Whether the SHA-256 of the tar stream is computed, which images name."""
     earlier: EarlierFrames | None = None
-    """Where frames are taken from that need not be compressed again."""
+    """Where frames are taken from that need not be compressed again. For the SHA-256, all of them
+    must be read: it must know none by its sources then."""
 
     @property
     def workers(self) -> int:
@@ -147,17 +144,17 @@ class ArchiveWriter:
         self.files: list[FileEntry] = []
         self.frames: list[FrameEntry] = []
         self.plain: list[str] = []
+        self.sources: list[str] = []
         self.prefixed: list[int] = []
         self.packages: list[PackageEntry] = []
         self.left_alone: list[tuple[str, str]] = []
         self.tar_offset = 0
         self.size = 0
-        self.tar_blake3 = blake3()
         self.tar_sha256 = IncrementalSha256() if options.tar_sha256 else None
         self.archive_xxh128, self.archive_blake3 = xxhash.xxh3_128(), blake3()
         # SHA-256 costs 0.6 s for each GB, more than all else that is done with a frame of known
         # bytes: the other digests and the disk do not wait for it.
-        self.tar = Tee(one.update for one in (self.tar_sha256, self.tar_blake3) if one)
+        self.tar = Tee((self.tar_sha256.update,) if self.tar_sha256 else ())
         self.archive = Tee((stream.write, self.archive_blake3.update, self.archive_xxh128.update))
         self.threads = ExitStack()
 
@@ -190,37 +187,36 @@ class ArchiveWriter:
             earlier=self.options.earlier,
         )
         records = MemberRecords(members, self.options.prefix.encode())
-        frame_owners = []
+        frame_owners, sources = [], []
         for frame in packed_in_order(pool, packer, plans, self.options.workers + FRAMES_AHEAD):
-            if frame.prefix_members:
+            if frame.has_prefix:
                 # The number of this frame: write_frame appends it next.
                 self.prefixed.append(len(self.frames))
             self.plain.append(frame.plain)
             records.take(frame)
             # Last: its memory is free when it is hashed.
-            release = partial(packer.reuse_buffer, frame.buffer)
-            self.write_frame(frame.compressed, frame.raw, frame.entry, release)
+            if frame.raw is not None and frame.buffer is not None:
+                self.tar.feed(frame.raw, partial(packer.reuse_buffer, frame.buffer))
+            self.write_frame(frame.compressed, frame.entry)
+            sources.append((frame.plan, frame.source))
             # A frame holds members of one owner alone, because each group begins a frame.
             frame_owners.append(members[frame.plan.pieces[0].member].owner)
         self.files.extend(records.entries())
         self.left_alone.extend(records.left_alone)
+        # What holds the prefix is read each time: that it is edited, or why not, is found in it.
+        self.sources.extend(
+            "" if records.holds_prefix(plan) else source for plan, source in sources
+        )
         self.packages.extend(
             package_entries(members, starts, frame_owners, first_file, first_frame)
         )
 
-    def write_frame(
-        self,
-        compressed: bytes,
-        raw: bytes | memoryview,
-        entry: FrameEntry,
-        release: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Append one compressed frame; `release` is called when what it holds is not read again."""
-        self.tar.feed(raw, release)
+    def write_frame(self, compressed: bytes, entry: FrameEntry) -> None:
+        """Append one compressed frame."""
         self.write(compressed)
-        self.tar_offset += len(raw)
+        self.tar_offset += entry.tar_size
         self.frames.append(entry)
-        self.advance(len(raw))
+        self.advance(entry.tar_size)
 
     def write(self, data: bytes) -> None:
         """Append bytes to the file and to its checksums."""
@@ -230,15 +226,16 @@ class ArchiveWriter:
     def finish(self) -> WrittenArchive:
         """Write the end of the tar stream, the index and the seek table."""
         compressed = new_compressor(self.options.level).compress(END_OF_ARCHIVE)
-        self.write_frame(compressed, END_OF_ARCHIVE, FrameEntry.of(compressed, len(END_OF_ARCHIVE)))
-        self.plain.append(blake3(END_OF_ARCHIVE).hexdigest())
+        self.tar.feed(END_OF_ARCHIVE)
         self.tar.drain()
+        self.write_frame(compressed, FrameEntry.of(compressed, len(END_OF_ARCHIVE)))
+        self.plain.append(blake3(END_OF_ARCHIVE).hexdigest())
+        self.sources.append("")
         index = Index(
             name=self.options.name,
             platform=self.options.platform,
             prefix=self.options.prefix,
-            # Over the uncompressed stream: a new zstd or another level does not change the id.
-            id=self.tar_blake3.hexdigest()[:12],
+            id=archive_id(self.plain),
             tar_size=self.tar_offset,
             mtime=self.options.mtime,
             frames=tuple(self.frames),
@@ -265,94 +262,18 @@ class ArchiveWriter:
                 plain=tuple(self.plain),
                 prefix=self.options.prefix,
                 prefixed=tuple(self.prefixed),
+                sources=tuple(self.sources),
             ),
             left_alone=tuple(self.left_alone),
         )
 
 
-class MemberRecords:
-    """Collects what the index says of each member, from frames in archive order."""
+def archive_id(plain: Sequence[str]) -> str:
+    """Return the id of an archive, given the BLAKE3 of what each frame holds, in hex.
 
-    def __init__(self, members: Sequence[Member], prefix: bytes) -> None:
-        self.members = members
-        self.prefix = prefix
-        self.offsets: dict[int, int] = {}
-        self.checksums: dict[int, str] = {}
-        self.edits: dict[int, PrefixEdits] = {}
-        self.left_alone: list[tuple[str, str]] = []
-        self.large_hash = xxhash.xxh3_128()
-        self.large_tail = b""
-        self.large_has_prefix = False
-
-    def take(self, frame: PackedFrame) -> None:
-        """Note offsets, checksums and prefix edits of the members in one frame."""
-        position = 0
-        self.checksums.update(frame.checksums)
-        for piece in frame.plan.pieces:
-            content = position + piece.header_size
-            if piece.start == 0:
-                self.offsets[piece.member] = frame.plan.tar_offset + content
-            entry = self.members[piece.member].entry
-            has_prefix = piece.member in frame.prefix_members
-            data = frame.raw[content : content + piece.length]
-            if piece.length != entry.size and entry.type == "file":
-                self.take_large(piece, data, has_prefix=has_prefix)
-            elif has_prefix and holds_edits(entry):
-                self.note_edits(piece.member, bytes(data))
-            position += piece.size
-
-    def take_large(self, piece: Piece, data: memoryview, *, has_prefix: bool) -> None:
-        """Note a piece of a file that is spread over several frames."""
-        if piece.start == 0:
-            self.large_hash = xxhash.xxh3_128()
-            self.large_tail, self.large_has_prefix = b"", False
-        self.large_hash.update(data)
-        # Every piece but the last is longer than the prefix, so the tail of one piece is enough.
-        overlap = len(self.prefix) - 1
-        # The prefix may lie across a cut, where neither frame's own search finds it.
-        seam = self.large_tail + bytes(data[:overlap])
-        self.large_has_prefix |= has_prefix or self.prefix in seam
-        self.large_tail = bytes(data[-overlap:])
-        entry = self.members[piece.member].entry
-        if piece.start + piece.length == entry.size:
-            self.checksums[piece.member] = self.large_hash.hexdigest()
-            # The frames that held it are gone: it is read once more, and mapped, for it may exceed
-            # the memory.
-            source = self.members[piece.member].source
-            if self.large_has_prefix and holds_edits(entry) and isinstance(source, str):
-                with (
-                    Path(source).open("rb") as stream,
-                    mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
-                ):
-                    self.note_edits(piece.member, content)
-
-    def note_edits(self, number: int, content: bytes | mmap.mmap) -> None:
-        """Note where a file holds the prefix."""
-        member = self.members[number]
-        finding = find_edits(content, self.prefix, member.recorded)
-        if finding.edits:
-            self.edits[number] = finding.edits
-        if finding.left_alone:
-            self.left_alone.append((member.entry.path, finding.left_alone))
-
-    def entries(self) -> Iterator[FileEntry]:
-        """Yield the finished index entries, in order."""
-        for number, member in enumerate(self.members):
-            yield msgspec.structs.replace(
-                member.entry,
-                offset=self.offsets[number],
-                xxh128=self.checksums.get(number, ""),
-                edits=self.edits.get(number),
-            )
-
-
-def holds_edits(entry: FileEntry) -> bool:
-    """Whether a prefix in this file is to be edited when it moves.
-
-    Byte code names its source file only for tracebacks, in strings whose length is stored before
-    them, and the import system replaces that name when it loads the file: it stays as it is.
+    Of the uncompressed stream: a new zstd or another level does not change the id.
     """
-    return entry.type == "file" and not entry.path.endswith(".pyc")
+    return blake3(b"".join(map(bytes.fromhex, plain))).hexdigest()[:12]
 
 
 def group_starts(members: Sequence[Member]) -> list[int]:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry import __version__
+from envferry.base.file_stamps import TREE_NOTE, StampedTree, stamp_files
 from envferry.base.files import read_own, write_bytes
 from envferry.base.json import decode_json
 from envferry.base.sha256 import sha256_hex
-from envferry.build.file_stamps import FileStamp, stamp_files
 from envferry.build.inside.built_tree import NotIncremental
 from envferry.build.inside.conda_meta import STATE
 from envferry.build.inside.incremental import why_affects_others
@@ -28,6 +28,7 @@ from envferry.build.inside.incremental import why_affects_others
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+    from envferry.base.file_stamps import FileStamp
     from envferry.build.build_dir import BuildDir
     from envferry.build.build_options import BuildOptions
     from envferry.build.request import BuildAnswer
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOTE = "tree.json"
 INSIDE = Path(__file__).with_name("inside")
 
 
@@ -65,7 +65,7 @@ class Materials(msgspec.Struct, frozen=True, kw_only=True):
     wheels: tuple[LockedWheel, ...]
 
 
-class TreeNote(msgspec.Struct, frozen=True, kw_only=True):
+class TreeNote(StampedTree, frozen=True, kw_only=True):
     """What is noted beside a finished tree."""
 
     why_not_reusable: str
@@ -84,8 +84,6 @@ class TreeNote(msgspec.Struct, frozen=True, kw_only=True):
     """Why no conda package can come or go by itself; empty where each of them can."""
     data: tuple[str, ...]
     """The files that belong to no package, relative to the tree."""
-    device: int
-    files: dict[str, FileStamp]
 
 
 class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +123,18 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
             message = f"files cannot be linked: {error}"
             raise NotIncremental(message) from error
 
+    def first_ctimes(self, files: Mapping[str, FileStamp]) -> dict[str, int]:
+        """Return the first ctime that was noted of each file that was linked and stayed as it was.
+
+        `files` are those of the new tree, after the names of the old one were removed.
+        """
+        before, since = self.note.files, self.note.since
+        return {
+            path: since.get(path, before[path].ctime_ns)
+            for path, stamp in files.items()
+            if path in before and path not in self.dropped and stamp.is_linked_from(before[path])
+        }
+
 
 def describe_materials(
     packages: Sequence[LockedPackage], prefix: str, sandbox: Sandbox, options: BuildOptions
@@ -155,9 +165,12 @@ def _builder_sources() -> Iterator[str]:
         yield sha256_hex(path.read_bytes())
 
 
-def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
+def note_tree(
+    home: Path, materials: Materials, answer: BuildAnswer, earlier: EarlierBuild | None
+) -> None:
     """Note how a finished tree was left, and why no other build can start from it, if so."""
     (tree,) = (path for path in (home / "envs").iterdir())
+    files = {} if answer.why_not_reusable else dict(stamp_files(tree))
     note = TreeNote(
         why_not_reusable=answer.why_not_reusable,
         materials=materials,
@@ -170,7 +183,8 @@ def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
         conda_tied=answer.conda_tied,
         data=answer.data,
         device=tree.stat().st_dev,
-        files={} if answer.why_not_reusable else dict(stamp_files(tree)),
+        files=files,
+        since=earlier.first_ctimes(files) if earlier else {},
     )
     try:
         encoded = msgspec.json.encode(note)
@@ -180,7 +194,7 @@ def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
         return
     # Without a note the next build starts from scratch, so a crash before this line loses time
     # only.
-    write_bytes(home / NOTE, encoded)
+    write_bytes(home / TREE_NOTE, encoded)
 
 
 def find_earlier(
@@ -190,7 +204,7 @@ def find_earlier(
 
     Else why not, for people; empty where there is none.
     """
-    note = _read_note(home / NOTE)
+    note = _read_note(home / TREE_NOTE)
     if isinstance(note, str):
         return note
     trees = list((home / "envs").iterdir()) if (home / "envs").is_dir() else []

@@ -163,7 +163,7 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
                 built = without_checks(built)
             keep_build(built, self.lock, work, self.home)
         # Last: without its note, a finished build is only not started from.
-        note_tree(self.home, materials, answer)
+        note_tree(self.home, materials, answer, earlier)
         return built
 
     def _title(self, found: EarlierBuild | str) -> str:

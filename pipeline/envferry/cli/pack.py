@@ -46,6 +46,11 @@ class PackCommandOptions(DryRunOptions, ThreadOptions, PackedOptions):
         help="Take the frames of unchanged packages from this archive; default: the newest one of"
         " the environment that is found.",
     )
+    reread: bool = option(
+        "--reread",
+        is_flag=True,
+        help="Read every file, even if nothing was written to it since the pack before.",
+    )
 
 
 @command(PackCommandOptions)
@@ -62,9 +67,8 @@ def pack(console: Console, options: PackCommandOptions) -> None:
             line = f"{built.tree} would be packed into {target}"
             console.preview({**facts, "archive": target}, lambda: [line])
             return
-        artifact, taken = pack_built(
-            console, built, options, PackSettings(threads=options.threads, reuse=options.reuse)
-        )
+        ways = PackSettings(threads=options.threads, reuse=options.reuse, rereads=options.reread)
+        artifact, taken = pack_built(console, built, options, ways)
     packed: dict[str, object] = {**artifact_facts(artifact), "reused": taken}
     console.result(packed, lambda: [str(artifact.archive_path)])
 
@@ -105,6 +109,8 @@ class PackSettings(msgspec.Struct, frozen=True, kw_only=True):
     """0: as many as there are cores."""
     reuse: Path | None = None
     """The archive to take frames from; None: the newest one that is found."""
+    rereads: bool = False
+    """Whether every file is read."""
     registry: str = msgspec.field(default_factory=lambda: settings().registry)
     """Where it is to go: earlier ones may be found there, if this is a directory."""
     published: Callable[[], Source | None] = lambda: None
@@ -117,16 +123,17 @@ def pack_built(
     """Pack a built environment, and say what did not have to be compressed again."""
     from envferry import api
     from envferry.pack.stage import pack_env
-    from envferry.stores.opening import may_hold_images
+    from envferry.stores.opening import holds_images
 
     said: list[FrameReuse] = []
     options = api.PackOptions(
         output_dir=packed.output,
         level=packed.level,
         threads=ways.threads,
-        image_digest=may_hold_images(ways.registry),
+        image_digest=holds_images(ways.registry),
         notes_dir=settings().cache_dir / "packs",
         reuse=ways.reuse,
+        rereads=ways.rereads,
         reuse_from=published_folders(ways.registry, built),
         published=ways.published,
     )

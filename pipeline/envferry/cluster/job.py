@@ -134,7 +134,7 @@ def packed(job: BuildJob, built: BuiltEnv, registry: Registry) -> Iterator[Artif
     from envferry.pack.pack_options import PackOptions
     from envferry.pack.stage import pack_env
     from envferry.registry.published_archive import latest_archive
-    from envferry.stores.opening import may_hold_images
+    from envferry.stores.opening import holds_images
 
     # Not in /tmp, which may be memory: archives have gigabytes.
     with TemporaryDirectory(dir=settings().cache_dir, prefix="packed-") as scratch:
@@ -143,7 +143,7 @@ def packed(job: BuildJob, built: BuiltEnv, registry: Registry) -> Iterator[Artif
             mtime=settings().source_date_epoch,
             level=job.choice.level,
             threads=job.choice.threads,
-            image_digest=may_hold_images(job.registry),
+            image_digest=holds_images(job.registry),
             notes_dir=settings().cache_dir / "packs" if job.choice.output else None,
             published=lambda: latest_archive(registry, built.name, built.platform),
         )

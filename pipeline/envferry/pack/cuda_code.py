@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, BinaryIO
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
+from envferry.errors import HostError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -96,8 +98,14 @@ def architectures(path: str) -> Iterator[str]:
 
 
 def open_file(path: str) -> BinaryIO:
-    """Open a file under a name as the members have it."""
-    return open(path, "rb")  # noqa: PTH123
+    """Open a file under a name as the members have it; raise HostError where it cannot be."""
+    try:
+        return open(path, "rb")  # noqa: PTH123
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise HostError(
+            message, hint="stop the program that writes there, then pack again"
+        ) from error
 
 
 def sections(stream: BinaryIO, names: Iterable[str]) -> list[tuple[int, int]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from blake3 import blake3
+from msgspec.structs import replace
 
 from envferry.archive.compression import describe_compression
 from envferry.archive.frame_reuse import EarlierFrames, FrameNotes
@@ -125,7 +126,7 @@ def earlier_frames(
     at. None where there is none that can be read, or none that was compressed in the same way.
     Raises NotFound when the named one is not there.
     """
-    named, level = options.reuse, options.level
+    named = options.reuse
     if named is not None and not named.is_file():
         message = f"{named} does not exist, so it has no frames to reuse"
         raise NotFound(message, hint="name an archive, or leave `--reuse` out")
@@ -137,7 +138,7 @@ def earlier_frames(
         except NotFound:
             continue  # a note may be of an archive that was moved or removed since
         with source:
-            found = open_earlier(source, notes, level)
+            found = open_earlier(source, notes, options)
             if found is None and named:
                 log.warning("%s is damaged, or compressed otherwise: nothing is reused", named)
             if found is not None:
@@ -153,7 +154,7 @@ def open_published(options: PackOptions, notes: PackNotes | None) -> EarlierFram
     except (PipelineError, OSError) as error:
         log.info("no frame is taken from the registry: %s", error)
         return None
-    return open_earlier(source, notes, options.level, is_remote=True) if source else None
+    return open_earlier(source, notes, options, is_remote=True) if source else None
 
 
 def candidates(built: BuiltEnv, notes: PackNotes | None, folders: Sequence[Path]) -> list[Path]:
@@ -171,7 +172,7 @@ def newest_first(directory: Path, pattern: str) -> list[Path]:
 
 
 def open_earlier(
-    source: Source, notes: PackNotes | None, level: int, *, is_remote: bool = False
+    source: Source, notes: PackNotes | None, options: PackOptions, *, is_remote: bool = False
 ) -> EarlierFrames | None:
     """Open an archive to take frames from; None where it is damaged or compressed otherwise."""
     try:
@@ -179,10 +180,11 @@ def open_earlier(
         note = notes.of(archive) if notes else None
         # A note that counts other frames is damaged: it is treated as missing.
         if note and len(note.frames.plain) == len(archive.plans):
-            same = note.compression == describe_compression(level)
-            return EarlierFrames(archive, note.frames, is_remote=is_remote) if same else None
+            known = replace(note.frames, sources=()) if options.reads_all else note.frames
+            same = note.compression == describe_compression(options.level)
+            return EarlierFrames(archive, known, is_remote=is_remote) if same else None
         frames = EarlierFrames(archive, None, is_remote=is_remote)
-        return frames if frames.is_compressed_as(level) else None
+        return frames if frames.is_compressed_as(options.level) else None
     except UNREADABLE as error:
         log.info("no frame of %s is reused: %s", source.name, error)
         return None

@@ -181,7 +181,10 @@ class MemberCollector:
             # Only whether it can be run is kept: the rest of a mode is due to the umask of the
             # build.
             entry = FileEntry(path=item.path, mode=0o755 if item.executable else 0o644, size=size)
-            self.add_member(entry, place if content is None else content, head)
+            if content is None:
+                self.add_member(entry, place, head, item.identity)
+            else:
+                self.add_member(entry, content)
 
     def changed_content(self, path: str, place: str) -> bytes | None:
         """Return what a file holds in the archive where that is not what it holds in the tree."""
@@ -200,7 +203,9 @@ class MemberCollector:
         """Return what `python-config` holds in the archive; None for any other file."""
         return fixed_config(path, f"{self.tree}/{path}", self.prefix)
 
-    def add_member(self, entry: FileEntry, source: str | bytes, head: bytes = b"") -> None:
+    def add_member(
+        self, entry: FileEntry, source: str | bytes, head: bytes = b"", identity: bytes = b""
+    ) -> None:
         """Note a member and its owner."""
         record = self.records.get(entry.path)
         self.members.append(
@@ -209,6 +214,7 @@ class MemberCollector:
                 owner=self.owner_of(entry.path),
                 source=source,
                 head=head,
+                identity=identity,
                 recorded=record.prefix if record else None,
             )
         )

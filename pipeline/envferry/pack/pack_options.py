@@ -30,14 +30,21 @@ class PackOptions(msgspec.Struct, frozen=True, kw_only=True):
     level: int = DEFAULT_LEVEL
     threads: int = 0
     """0: as many as there are cores."""
-    image_digest: bool = True
-    """Whether the manifest gets the digest by which an image names the archive. It is a third of
-    what a second pack works; a push to an OCI registry computes it where it is missing."""
+    image_digest: bool = False
+    """Whether the manifest gets the digest by which an image names the archive. For it, every file
+    is read; a push to an OCI registry computes it where it is missing."""
     notes_dir: Path | None = None
     """Where it is noted what was packed, for the next time; None: nothing is noted."""
     reuse: Path | None = None
     """An earlier archive to take compressed frames from; None: the newest one that is found."""
     reuse_from: tuple[Path, ...] = ()
     """Folders to look for one in, besides `output_dir`."""
+    rereads: bool = False
+    """Whether every file is read, also those that were not written to since the pack before."""
     published: Callable[[], Source | None] = no_archive
     """Opens the archive of a registry, of which frames are read where this machine has none."""
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether every file has to be read."""
+        return self.rereads or self.image_digest

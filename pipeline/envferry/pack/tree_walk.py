@@ -7,6 +7,7 @@ import stat
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from envferry.archive.validation import path_fault, shortened
+from envferry.pack.file_identity import FileIdentities
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,6 +34,8 @@ class TreeEntry(NamedTuple):
     executable: bool = False
     link: str = ""
     is_empty: bool = False
+    identity: bytes = b""
+    """What tells a file with this content from all others; empty where nothing does."""
 
 
 class TreeWalk:
@@ -42,6 +45,8 @@ class TreeWalk:
         """Walk `tree`, where packages have the files `owned`."""
         self.root = str(tree)
         self.owned = {path.partition("/")[0] for path in owned}
+        # Before the first look: after it, a file may be written to unseen.
+        self.identities = FileIdentities.in_tree(tree)
         self.faults: list[str] = []
         """Why something that was found cannot be carried, in words that name it."""
 
@@ -86,7 +91,8 @@ class TreeWalk:
                 self.faults.append(f"{shortened(path)} cannot be read: Permission denied")
             else:
                 executable = bool(status.st_mode & 0o111)
-                yield TreeEntry(path, "file", size=status.st_size, executable=executable)
+                identity = self.identities.of(path, status)
+                yield TreeEntry(path, "file", status.st_size, executable, identity=identity)
         except OSError as error:
             self.faults.append(f"{shortened(path)} cannot be read: {error.strerror}")
 

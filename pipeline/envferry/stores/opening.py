@@ -37,10 +37,9 @@ def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
     return OciStore.open(url, limits)
 
 
-def may_hold_images(url: str) -> bool:
-    """Whether archives may be images in the registry at `url`; nothing is asked, nor checked."""
-    # A directory may become an image layout, or be one.
-    return not url.startswith("s3://")
+def holds_images(url: str) -> bool:
+    """Whether archives are images in the registry at `url`; nothing is asked, nor checked."""
+    return url.partition("://")[0] in OCI
 
 
 def require_public(url: str) -> None:

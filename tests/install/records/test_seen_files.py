@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import msgspec
 import pytest
 
 from envferry.install.records.env_home import EnvHome
-from envferry.install.records.seen_files import SeenFiles, boot_id, has_own_times, next_tick
+from envferry.install.records.seen_files import SeenFiles
 from envferry.install.remove import remove_old
 from envferry.install.tree.link_mode import Link
 from envferry.install.verify import verify_installation
@@ -280,18 +279,3 @@ def test_a_dry_run_says_the_same_and_reads_little(archives: list[Path], envs: Pa
         preview = preview_install(source, None, options=options)
     assert read_bytes() - before < MOST_READ
     assert preview.reused == 301
-
-
-def test_file_systems_without_ctimes_of_their_own_are_not_believed(tmp_path: Path) -> None:
-    assert has_own_times(tmp_path)
-    assert not has_own_times(Path("/proc"))
-    assert not has_own_times(tmp_path / "nowhere")
-    assert len(boot_id()) == 36
-
-
-def test_a_tick_is_later_than_every_file(tmp_path: Path) -> None:
-    for number in range(20):
-        path = tmp_path / str(number)
-        path.write_bytes(b"")
-        assert next_tick(tmp_path) > path.stat().st_ctime_ns
-    shutil.rmtree(tmp_path)

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from envferry.build.file_stamps import stamp_files
+from envferry.base.file_stamps import stamp_files
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator

@@ -11,19 +11,16 @@ from somewhere else (NFS, SMB, FUSE and the like).
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import stat
-import tempfile
-import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from envferry.archive.contents import Content, FileState, expected_content, lost_directories
+from envferry.base.file_times import boot_id, has_own_times, next_tick
 from envferry.base.files import read_own, write_bytes
 from envferry.base.json import from_json
 from envferry.errors import PipelineError
@@ -31,30 +28,14 @@ from envferry.install.records.env_home import TRASH
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
 
     from envferry.archive.index import Index
     from envferry.install.records.env_home import EnvHome
 
 log = logging.getLogger(__name__)
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-FILE_SYSTEMS = frozenset(
-    {
-        0xEF53,  # ext2, ext3, ext4
-        0x58465342,  # XFS
-        0x9123683E,  # btrfs
-        0xF2F52010,  # F2FS
-        0xCA451A4E,  # bcachefs
-        0x2FC12FC1,  # ZFS
-        0x01021994,  # tmpfs
-        0x794C7630,  # overlay, which has the times of the file system below it
-    }
-)
-"""`f_type` of statfs(2): those of which this kernel keeps inode numbers and ctimes itself."""
-CLOCK_WAIT_SECONDS = 2.5
-"""The coarsest clocks of file systems tick every two seconds."""
 UNKNOWN = (0, 0)
-LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class SeenFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,45 +59,6 @@ class SeenTree(msgspec.Struct, frozen=True):
     edited: Mapping[str, Content]
 
 
-def boot_id() -> str:
-    """Return the id of this boot; empty where the kernel does not say."""
-    try:
-        return BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
-
-
-def has_own_times(directory: Path) -> bool:
-    """Whether inode numbers and ctimes of a file system can be relied on."""
-    answer = ctypes.create_string_buffer(512)  # struct statfs begins with f_type, a long
-    if LIBC.statfs(os.fsencode(directory), answer) != 0:
-        return False
-    # Masked, as a long of 32 bits is negative for numbers such as that of btrfs.
-    return ctypes.c_long.from_buffer(answer).value & 0xFFFFFFFF in FILE_SYSTEMS
-
-
-def clock_of(directory: Path) -> int:
-    """Return the time that a file gets now, in nanoseconds, by the file system's own clock."""
-    # Where files without a name cannot be made, a kill leaves one that the next command removes.
-    with tempfile.TemporaryFile(dir=directory, prefix=TRASH) as stream:
-        return os.fstat(stream.fileno()).st_ctime_ns
-
-
-def next_tick(directory: Path) -> int:
-    """Return a time of the file system's clock that no file has yet; 0 if it stands still.
-
-    Clocks tick every few milliseconds: a file that is written to in the tick in which it was looked
-    at would keep its ctime.
-    """
-    before, end = clock_of(directory), time.monotonic() + CLOCK_WAIT_SECONDS
-    while time.monotonic() < end:
-        now = clock_of(directory)
-        if now > before:
-            return now
-        time.sleep(0.001)
-    return 0
-
-
 def look_at(tree: SeenTree, place: Path) -> SeenFiles | None:
     """Note the files of a tree whose content is known to be right; None where a note is useless.
 
@@ -128,7 +70,7 @@ def look_at(tree: SeenTree, place: Path) -> SeenFiles | None:
         return None
     # Before the files are looked at: whoever writes from now on gives a file a ctime that is not
     # below the tick, so it differs from the one that is noted.
-    tick = next_tick(place)
+    tick = next_tick(place, TRASH)
     device = os.lstat(tree.root).st_dev
     states = states_of(tree)
     found = [UNKNOWN] * len(tree.index.files)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class FileStamp(msgspec.Struct, frozen=True, array_like=True):
+class FileStamp(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A file or link as it was: any change to it changes one of these."""
 
     inode: int
@@ -22,6 +22,29 @@ class FileStamp(msgspec.Struct, frozen=True, array_like=True):
     """When its content changed last, in nanoseconds since 1970."""
     ctime_ns: int
     """When anything of it changed last, its mode and number of links included."""
+
+    def is_linked_from(self, before: FileStamp) -> bool:
+        """Whether this is the file that it was before, apart from what a hard link changes."""
+        mine, theirs = (
+            (self.inode, self.size, self.mtime_ns),
+            (before.inode, before.size, before.mtime_ns),
+        )
+        return mine == theirs
+
+
+class StampedTree(msgspec.Struct, frozen=True, kw_only=True):
+    """How the files of a tree were when it was finished: the part of a build's note for `pack`."""
+
+    device: int
+    files: dict[str, FileStamp]
+    """By path. Empty where another build cannot start from the tree."""
+    since: dict[str, int] = {}
+    """The first ctime that was noted of each file that was hard-linked from the build before: the
+    link gave it another one, and nothing else happened to it."""
+
+
+TREE_NOTE = "tree.json"
+"""Beside the folder that holds a build's tree."""
 
 
 def stamp_files(tree: Path) -> Iterator[tuple[str, FileStamp]]:
