@@ -75,6 +75,10 @@ def results(environment: Environment) -> Iterator[Result]:
         bench = Bench(work, archive, server)
         yield from bench.push_results(environment)
         yield from bench.fetch_results(environment)
+        if not environment.fits_disk_once:
+            one_core = Bench(work, archive, server, cores=1)
+            yield from one_core.push_results(environment)
+            yield from one_core.fetch_results(environment)
         yield from bench.install_results(environment)
         yield from bench.signature_results(environment.rounds)
         yield bench.known_result()
@@ -90,12 +94,15 @@ def archive_and_server(environment: Environment, work: Path) -> Iterator[tuple[P
 
 
 class Bench:
-    """One archive and one server."""
+    """One archive and one server; clients may have fewer cores than the server."""
 
-    def __init__(self, work: Path, archive: Path, server: S3Server) -> None:
+    def __init__(
+        self, work: Path, archive: Path, server: S3Server, cores: int | None = None
+    ) -> None:
         self.work, self.archive, self.server = work, archive, server
+        self.label = f"_{cores}_core" if cores else ""
+        self.runner = ("taskset", "--cpu-list", f"0-{cores - 1}") if cores else ()
         self.number = 0
-        self.run(ENVFERRY, "keygen", work / "key")
 
     def run(self, *words: str | Path) -> Run:
         """Run a command once."""
@@ -115,23 +122,26 @@ class Bench:
     def command(self, *words: str | Path) -> Command:
         """Return a command that finds the server."""
         environ = {**self.server.environ, "ENVFERRY_TRUSTED_DIR": "/dev/null"}
-        return Command(argv=tuple(map(str, words)), environ=tuple(environ.items()))
+        argv = (*self.runner, *map(str, words))
+        return Command(argv=argv, environ=tuple(environ.items()))
 
     def push_results(self, environment: Environment) -> Iterator[Result]:
         """Push to an empty registry each time, as boto3 uploads to a new key."""
         ours, others = list[Run](), list[dict[str, Run]]()
         for number in range(environment.warm_ups + environment.copies):
-            url = f"s3://{self.server.bucket}/push-{number}"
+            url = f"s3://{self.server.bucket}/push{self.label}-{number}"
             words = (ENVFERRY, "push", self.archive, "-q", "--registry", url)
             ours.append(self.run_with_cached_archive(*words))
-            rivals = self.rivals("put", self.archive, f"other-{number}")
+            rivals = self.rivals("put", self.archive, f"other{self.label}-{number}")
             others.append(
                 {name: self.run_with_cached_archive(*words) for name, words in rivals.items()}
             )
         yield against_best(
-            "push_vs_best", ours[environment.warm_ups :], others[environment.warm_ups :]
+            f"push{self.label}_vs_best",
+            ours[environment.warm_ups :],
+            others[environment.warm_ups :],
         )
-        yield peak("push_rss", ours)
+        yield peak(f"push{self.label}_rss", ours)
 
     def install_results(self, environment: Environment) -> Iterator[Result]:
         """Install straight from S3 each time, against a download of the archive alone."""
@@ -171,14 +181,17 @@ class Bench:
                 {name: run_once(replace(one, prepare=empty)) for name, one in commands.items()}
             )
         yield against_best(
-            "fetch_vs_best", ours[environment.warm_ups :], others[environment.warm_ups :]
+            f"fetch{self.label}_vs_best",
+            ours[environment.warm_ups :],
+            others[environment.warm_ups :],
         )
-        yield peak("fetch_rss", ours)
+        yield peak(f"fetch{self.label}_rss", ours)
         empty()
 
     def signature_results(self, rounds: int) -> Iterator[Result]:
         """Push what is there with and without a key; verify with and without reading."""
         url, name = str(self.work / "directory"), self.archive.name.split("-")[0]
+        self.run(ENVFERRY, "keygen", self.work / "key")
         self.run(ENVFERRY, "push", self.archive, "-q", "--registry", url)
         push = (ENVFERRY, "push", self.archive, "-q", "--registry", url, "--tag")
         plain, signed = [], []
