@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tarfile
 from itertools import pairwise, repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import pytest
@@ -23,7 +23,8 @@ from envferry.archive.prefix_search import find_edits
 from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
-from envferry.archive.tar import END_OF_ARCHIVE
+from envferry.archive.tar import END_OF_ARCHIVE, MAX_OCTAL_SIZE, header_size, tar_header
+from envferry.archive.validation import is_plain, path_fault
 from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
 from envferry.base.direct_io import is_cached
 from envferry.errors import HostError, IntegrityError, PipelineError, SpecError
@@ -388,3 +389,32 @@ def test_frames_may_be_cut_anywhere_in_a_file(
     assert not subprocess.run(
         ["diff", "-r", "--no-dereference", tmp_path / "expected", tmp_path / "found"], check=False
     ).returncode
+
+
+@pytest.mark.parametrize("type_", ["file", "directory", "symlink"])
+@pytest.mark.parametrize("letter", ["a", "ä"])
+def test_the_size_of_a_header_is_known_without_making_it(
+    type_: Literal["file", "directory", "symlink"], letter: str
+) -> None:
+    for length in range(1, 520):
+        entry = FileEntry(
+            path=letter * length, type=type_, link="x" * length if type_ == "symlink" else ""
+        )
+        assert header_size(entry) == len(tar_header(entry, 0))
+    for size in (MAX_OCTAL_SIZE, MAX_OCTAL_SIZE + 1):
+        entry = FileEntry(path="a" * 150, size=size)
+        assert header_size(entry) == len(tar_header(entry, 0))
+
+
+HOSTILE_PATHS = (
+    "", "/", "a/", "/a", "a//b", ".", "..", "./a", "../a", "a/.", "a/..", "a/./b", "a/../b", "a\0b",
+    "x" * 256, "x" * 255 + "/y" * 200, "ä" * 200, "a/" * 300 + "b", "\udcff",
+)  # fmt: skip
+
+
+def test_a_path_that_is_plain_at_a_look_has_no_fault() -> None:
+    for path in HOSTILE_PATHS:
+        assert not is_plain(path)
+    for path in ("a", "...", ".a", "a/.b", "a./b", "a..b/c..", "x" * 255, "a/" * 127 + "b"):
+        assert is_plain(path)
+        assert not path_fault(path)

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.base.read_ahead import has_start, read_ahead
+from envferry.base.direct_io import is_cached
+from envferry.base.read_ahead import free_memory, has_start, read_ahead, reading_ahead
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 COUNT = 200
+LARGE = 40 << 20
 
 
 @pytest.fixture
@@ -53,3 +55,25 @@ def test_what_is_on_the_disk_is_read(paths: list[str], tmp_path: Path) -> None:
     assert read_ahead(paths)
     # Of most the start was never looked at, which alone would have it read.
     wait_until(lambda: all(map(has_start, paths[1::2])), "the kernel has read them")
+
+
+def test_a_large_file_is_read_while_something_else_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(LARGE))
+    forget(str(path))
+    with path.open("rb") as stream:
+        if is_cached(stream.fileno(), LARGE - 1):
+            pytest.skip("this file system keeps what it has written")
+        with reading_ahead(stream.fileno(), LARGE):
+            wait_until(lambda: is_cached(stream.fileno(), LARGE - 1), "the end has been read")
+        # What is there is left alone, and what has no end, or cannot be read, stops nothing.
+        with reading_ahead(stream.fileno(), LARGE):
+            pass
+        with reading_ahead(stream.fileno(), 100 * LARGE):
+            pass
+    with path.open("ab") as unreadable, reading_ahead(unreadable.fileno(), LARGE):
+        pass
+
+
+def test_half_of_the_memory_is_left() -> None:
+    assert 1 << 26 < free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -461,7 +461,7 @@ def test_conda_packages_that_concern_others_are_linked_anew(
     python_rebuilds: Rebuilds, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And so are those after which such a package has to go."""
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "envferry")
     rebuilds, python = python_rebuilds, python_rebuilds.conda
     first = wheel(tmp_path, "first", {"first/__init__.py": "WHO = 1\n"})
     changed, reason = COLD[kind]
@@ -484,7 +484,7 @@ def test_conda_packages_that_concern_others_are_linked_anew(
 def test_another_python_makes_all_anew(
     rebuilds: Rebuilds, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "envferry")
     rebuilds.conda += packages(tmp_path / "one", TinyPackage(name="python", version="3.10.1"))
     rebuilds.build()
     rebuilds.conda[1:] = packages(tmp_path / "two", TinyPackage(name="python", version="3.11.1"))

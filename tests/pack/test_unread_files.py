@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from envferry.archive.reader import Archive, FileSource
 from envferry.base import file_times
 from envferry.base.file_stamps import TREE_NOTE, StampedTree, stamp_files
+from envferry.base.sha256 import sha256_hex
 from envferry.build.build_dir import BuildDir
 from envferry.build.earlier_build import EarlierBuild, Materials, TreeNote
 from envferry.errors import HostError
@@ -149,6 +151,54 @@ def test_files_that_hold_the_prefix_are_edited_as_before(unread: PackedTwice) ->
     with FileSource(second.archive_path) as source:
         edited = {entry.path for entry in Archive(source).index.files if entry.edits}
     assert {f"{SITE}/names/paths.txt", "bin/python"} <= edited
+
+
+@pytest.mark.parametrize("then", ["text", "nothing"])
+def test_what_conda_says_of_a_file_that_holds_the_prefix_counts_each_time(
+    unread: PackedTwice, then: str
+) -> None:
+    """Its record alone has changed, which lies in another frame than a file as large as this."""
+    content = f"{unread.tree}/x\n".encode() + b"some text\n" * (LARGE // 10)
+    conda_record(unread.tree, "cfg", {"lib/big.txt": content})
+    record = next((unread.tree / "conda-meta").glob("cfg-*.json"))
+    said = json.loads(record.read_text())
+    path = {"_path": "lib/big.txt", "path_type": "hardlink"}
+    digest = sha256_hex(content)
+    as_it_is = {**said, "paths_data": {"paths": [{**path, "sha256": digest}]}}
+    record.write_text(json.dumps(as_it_is))
+    unread.pack("dist")
+    if then == "text":
+        held = {"prefix_placeholder": str(unread.tree), "file_mode": "text", "sha256": "0" * 64}
+        record.write_text(json.dumps({**said, "paths_data": {"paths": [{**path, **held}]}}))
+    else:
+        record.unlink()
+    second, _ = unread.pack("dist")
+    assert second.archive_path.read_bytes() == unread.from_nothing()
+    with FileSource(second.archive_path) as source:
+        edited = {entry.path for entry in Archive(source).index.files if entry.edits}
+    assert "lib/big.txt" in edited
+
+
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_what_was_read_from_another_folder_is_not_known_the_next_time(
+    unread: PackedTwice, size: int
+) -> None:
+    """No time of a file tells that a folder above it had another name for a while."""
+    pip_record(unread.tree, "moved", {"moved/data.txt": noise(5, size)})
+    folder = unread.tree / SITE / "moved"
+    other, aside = unread.root / "other", unread.root / "aside"
+    other.mkdir()
+    (other / "data.txt").write_bytes(noise(6, size))
+
+    def exchange() -> None:
+        folder.rename(aside)
+        other.rename(folder)
+
+    unread.pack("dist", progress=Disturbed(exchange))
+    folder.rename(other)
+    aside.rename(folder)
+    second, _ = unread.pack("dist")
+    assert second.archive_path.read_bytes() == unread.from_nothing()
 
 
 @pytest.mark.parametrize("lies", [False, True])

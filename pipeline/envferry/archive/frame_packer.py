@@ -22,6 +22,7 @@ from envferry.archive.members import FRAME_BYTES
 from envferry.archive.prefix_search import WIDE_TEXTS
 from envferry.archive.tar import tar_header
 from envferry.base.direct_io import DirectReader
+from envferry.base.file_times import boot_id
 from envferry.errors import HostError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class FramePacker:
         mtime: int,
         earlier: EarlierFrames | None = None,
     ) -> None:
-        self.seed = msgspec.msgpack.encode((__version__, prefix, mtime))
+        self.seed = msgspec.msgpack.encode((__version__, boot_id(), prefix, mtime))
         self.members = members
         self.earlier = earlier
         self.level = level
@@ -118,7 +119,8 @@ class FramePacker:
             end = content + piece.length
             if piece.header_size:
                 raw[position:content] = tar_header(member.entry, self.mtime)
-            read_piece(member, piece, raw[content:end], self.direct)
+            if not read_piece(member, piece, raw[content:end], self.direct):
+                source = ""  # it is not what was listed
             # The buffer may hold the bytes of an earlier frame: the zeros have to be written.
             raw[end : end + piece.padding] = bytes(piece.padding)
             if member.entry.type == "file" and piece.length == member.entry.size:
@@ -193,11 +195,14 @@ def frame_source(plan: FramePlan, members: Sequence[Member], seed: bytes) -> str
     digest = blake3(seed)
     for piece in plan.pieces:
         member = members[piece.member]
-        entry, content = member.entry, member.source
-        if isinstance(content, str):
+        entry = member.entry
+        content: bytes | tuple[int, ...]
+        if isinstance(member.source, bytes):
+            content = member.source
+        else:
             if not member.identity:
                 return ""
-            content = member.identity
+            content = member.identity.lasting
         digest.update(
             msgspec.msgpack.encode(
                 (
@@ -256,11 +261,15 @@ def packed_in_order(
             future.cancel()
 
 
-def read_piece(member: Member, piece: Piece, target: memoryview, direct: DirectReader) -> None:
-    """Fill `target` with a piece of a member's content."""
+def read_piece(member: Member, piece: Piece, target: memoryview, direct: DirectReader) -> bool:
+    """Fill `target` with a piece of a member's content.
+
+    Return whether it comes from the file that was listed, as that was then. A folder above it may
+    have changed its name meanwhile, which no time of the file tells.
+    """
     if isinstance(member.source, bytes):
         target[:] = member.source[piece.start : piece.start + piece.length]
-        return
+        return True
     try:
         # O_NOFOLLOW: listed as a file; a link that took its place leads elsewhere.
         descriptor = os.open(member.source, os.O_RDONLY | os.O_NOFOLLOW)
@@ -270,6 +279,7 @@ def read_piece(member: Member, piece: Piece, target: memoryview, direct: DirectR
             message, hint="stop the program that writes to it, then pack again"
         ) from error
     try:
+        is_listed = member.identity is None or member.identity.is_of(os.fstat(descriptor))
         # The tar header has promised so many bytes already: a shorter file cannot be packed.
         if direct.read_into(descriptor, target, piece.start) < piece.length:
             message = f"{member.source} shrank while it was being packed"
@@ -284,3 +294,4 @@ def read_piece(member: Member, piece: Piece, target: memoryview, direct: DirectR
     # After the read, which fills the piece from its start.
     if piece.start == 0 and member.head:
         target[: len(member.head)] = member.head
+    return is_listed

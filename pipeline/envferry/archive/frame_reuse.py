@@ -138,6 +138,11 @@ class EarlierFrames:
             archive=self.archive.name, frames=self.taken_frames, size=self.taken_bytes
         )
 
+    @property
+    def knows_sources(self) -> bool:
+        """Whether frames may be known by the files that they are made of."""
+        return bool(self.notes and self.notes.sources)
+
     def known(self, place: FramePlace, source: str, prefix: str) -> KnownFrame | None:
         """Return what is noted of a frame that is made of what this one was made of, if anything.
 

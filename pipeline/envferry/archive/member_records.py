@@ -29,14 +29,14 @@ class MemberRecords:
         self.checksums: dict[int, str] = {}
         self.edits: dict[int, PrefixEdits] = {}
         self.left_alone: list[tuple[str, str]] = []
-        self.holding: set[int] = set()
+        self.to_read: set[int] = set()
         self.large_hash = xxhash.xxh3_128()
         self.large_tail = b""
         self.large_has_prefix = False
 
-    def holds_prefix(self, plan: FramePlan) -> bool:
-        """Whether a file of a frame holds the prefix where that is edited, or cannot be."""
-        return any(piece.member in self.holding for piece in plan.pieces)
+    def is_to_read(self, plan: FramePlan) -> bool:
+        """Whether a frame has to be read the next time, even if its files are the same."""
+        return any(piece.member in self.to_read for piece in plan.pieces)
 
     def take(self, frame: PackedFrame) -> None:
         """Note offsets, checksums and prefix edits of the members in one frame."""
@@ -45,6 +45,9 @@ class MemberRecords:
             if piece.start == 0:
                 self.offsets[piece.member] = frame.plan.tar_offset + position + piece.header_size
             position += piece.size
+        if not frame.source:
+            # Of a file that was not what was listed, no frame is believed.
+            self.to_read.update(piece.member for piece in frame.plan.pieces)
         if frame.known:
             self.checksums.update(frame.known.checksums_of(frame.plan))
         elif frame.raw is not None:
@@ -94,8 +97,8 @@ class MemberRecords:
         """Note where a file holds the prefix."""
         member = self.members[number]
         finding = find_edits(content, self.prefix, member.recorded)
-        if finding.edits or finding.left_alone:
-            self.holding.add(number)
+        # Whatever was found: with another record of conda's, it would be something else.
+        self.to_read.add(number)
         if finding.edits:
             self.edits[number] = finding.edits
         if finding.left_alone:

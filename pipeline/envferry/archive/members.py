@@ -9,6 +9,7 @@ import msgspec
 from envferry.archive.tar import BLOCK, header_size, padding
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Sequence
 
     from envferry.archive.index import FileEntry
@@ -48,6 +49,32 @@ class Recorded(NamedTuple):
     """Of the file in its package."""
 
 
+# gc=False: as many as there are files, and none is part of a cycle.
+class FileIdentity(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a file was like when a tree was listed; whatever is written to it changes that."""
+
+    device: int
+    inode: int
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    ctime_ns: int
+    first_ctime_ns: int
+    """The ctime before builds hard-linked it, which gave it others and changed nothing else."""
+
+    def is_of(self, status: os.stat_result) -> bool:
+        """Whether a file is still that one, and as it was."""
+        return (self.device, self.inode, self.size, self.mtime_ns, self.ctime_ns) == (
+            *(status.st_dev, status.st_ino, status.st_size),
+            *(status.st_mtime_ns, status.st_ctime_ns),
+        )
+
+    @property
+    def lasting(self) -> tuple[int, ...]:
+        """What stays the same as long as its content does."""
+        return (self.device, self.inode, self.size, self.mtime_ns, self.first_ctime_ns)
+
+
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """One file, directory or symbolic link to be packed."""
 
@@ -60,9 +87,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """What takes the place of the first bytes of the content."""
     recorded: Recorded | None = None
     """What conda noted of the file; None where it noted nothing."""
-    identity: bytes = b""
-    """What tells a file that is read from a path from all others, with any other content; empty
-    where nothing does without reading it."""
+    identity: FileIdentity | None = None
+    """Of a file that is read from a path; None where only its content tells it from others."""
 
 
 # gc=False: as many as there are files, and none is part of a cycle.

@@ -11,6 +11,8 @@ from envferry.archive.index import FileEntry
 BLOCK = 512
 TYPE_FLAGS = {"file": b"0", "directory": b"5", "symlink": b"2"}
 NAME_BYTES = 100
+ONE_BLOCK_PATH = 500
+"""A path that has room in one block as a pax record, which has a keyword and a length as well."""
 # The eleven octal digits of a ustar header: 8 GiB - 1.
 MAX_OCTAL_SIZE = 0o77777777777
 END_OF_ARCHIVE = bytes(2 * BLOCK)
@@ -18,10 +20,14 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 
 def header_size(entry: FileEntry) -> int:
     """Return how many bytes the header of a member takes, without making it where it is plain."""
-    # A directory's path gets a slash. Links are rare, and their targets may need a pax header.
-    has_room = len(entry.path) < NAME_BYTES and entry.path.isascii()
-    if has_room and not entry.link and entry.size <= MAX_OCTAL_SIZE:
-        return BLOCK
+    # Links are rare, and their targets may need a pax header.
+    if not entry.link and entry.size <= MAX_OCTAL_SIZE and entry.path.isascii():
+        # A directory's path gets a slash.
+        length = len(entry.path) + (entry.type == "directory")
+        if length <= NAME_BYTES:
+            return BLOCK
+        if length <= ONE_BLOCK_PATH:
+            return 3 * BLOCK  # a pax header, its only record, the header
     return len(tar_header(entry, 0))
 
 

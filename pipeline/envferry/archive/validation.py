@@ -101,6 +101,8 @@ def edit_faults(entry: FileEntry) -> Iterator[str]:
 
 def path_fault(path: str) -> str:
     """Return what is wrong with a path of the tree; empty when nothing is."""
+    if is_plain(path):
+        return ""
     parts = path.split("/")
     # An absolute path has an empty first part, so this refuses it, too.
     if not path or "\0" in path or not NOWHERE.isdisjoint(parts):
@@ -115,6 +117,21 @@ def path_fault(path: str) -> str:
     if size > MAX_PATH_BYTES or longest > MAX_NAME_BYTES:
         return f"the path {shortened(path)} is {size} bytes long, which is too long to install"
     return ""
+
+
+def is_plain(path: str) -> bool:
+    """Whether a path is so short and simple that nothing can be wrong: nearly all of them are."""
+    # Between slashes, each part is one. Shorter than the longest name, none of them is longer, nor
+    # are there too many.
+    around = f"/{path}/"
+    return (
+        len(path) <= MAX_NAME_BYTES
+        and path.isascii()
+        and "\0" not in path
+        and "//" not in around
+        and "/./" not in around
+        and "/../" not in around
+    )
 
 
 def shortened(path: str) -> str:
@@ -183,8 +200,9 @@ class FrameCutter:
         self.pieces: list[Piece] = []
         self.tar_offset = 0
         self.used = 0
+        self.sizes = [frame.tar_size for frame in index.frames]
         # Before a frame is read: whoever decompresses one allocates what it claims.
-        if any(not 0 < frame.tar_size <= MAX_FRAME_BYTES for frame in index.frames):
+        if any(not 0 < size <= MAX_FRAME_BYTES for size in self.sizes):
             msg = "a frame claims an impossible size"
             raise self.fault(msg)
 
@@ -195,10 +213,10 @@ class FrameCutter:
 
     def frame_size(self) -> int:
         """Return the bytes of the tar stream that the current frame holds."""
-        if len(self.plans) >= len(self.index.frames):
+        if len(self.plans) >= len(self.sizes):
             msg = "it has too few frames for its files"
             raise self.fault(msg)
-        return self.index.frames[len(self.plans)].tar_size
+        return self.sizes[len(self.plans)]
 
     def add(self, number: int, entry: FileEntry) -> None:
         """Lay one member, header first, over the current frame and the next ones."""
@@ -219,11 +237,10 @@ class FrameCutter:
             if room < 0 or fill > room - length:
                 msg = f"{entry.path!r} is split at an invalid position"
                 raise self.fault(msg)
-            piece = Piece(
-                member=number, start=start, length=length, header_size=header, padding=fill
+            self.pieces.append(
+                Piece(member=number, start=start, length=length, header_size=header, padding=fill)
             )
-            self.pieces.append(piece)
-            self.used += piece.size
+            self.used += header + length + fill
             if is_last:
                 return
             start, header = start + length, 0
@@ -242,9 +259,8 @@ class FrameCutter:
         """Close the last frame of files; what remains must be the end of the tar stream."""
         if self.used:
             self.next_frame()
-        sizes = [frame.tar_size for frame in self.index.frames[len(self.plans) :]]
         end = self.tar_offset + len(END_OF_ARCHIVE)
-        if sizes != [len(END_OF_ARCHIVE)] or end != self.index.tar_size:
+        if self.sizes[len(self.plans) :] != [len(END_OF_ARCHIVE)] or end != self.index.tar_size:
             msg = "its files and frames do not cover the whole stream"
             raise self.fault(msg)
         return [*self.plans, FramePlan(pieces=(), tar_offset=self.tar_offset)]

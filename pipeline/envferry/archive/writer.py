@@ -204,9 +204,7 @@ class ArchiveWriter:
         self.files.extend(records.entries())
         self.left_alone.extend(records.left_alone)
         # What holds the prefix is read each time: that it is edited, or why not, is found in it.
-        self.sources.extend(
-            "" if records.holds_prefix(plan) else source for plan, source in sources
-        )
+        self.sources.extend("" if records.is_to_read(plan) else source for plan, source in sources)
         self.packages.extend(
             package_entries(members, starts, frame_owners, first_file, first_frame)
         )

@@ -23,6 +23,11 @@ class FileStamp(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ctime_ns: int
     """When anything of it changed last, its mode and number of links included."""
 
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileStamp:
+        """Take it from what the system says of a file."""
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
     def is_linked_from(self, before: FileStamp) -> bool:
         """Whether this is the file that it was before, apart from what a hard link changes."""
         mine, theirs = (
@@ -58,6 +63,4 @@ def stamp_files(tree: Path) -> Iterator[tuple[str, FileStamp]]:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(f"{path}/")
                     continue
-                status = entry.stat(follow_symlinks=False)
-                times = status.st_mtime_ns, status.st_ctime_ns
-                yield path, FileStamp(status.st_ino, status.st_size, *times)
+                yield path, FileStamp.of(entry.stat(follow_symlinks=False))

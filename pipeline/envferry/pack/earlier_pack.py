@@ -22,6 +22,7 @@ from envferry.archive.frame_reuse import EarlierFrames, FrameNotes
 from envferry.archive.reader import Archive, FileSource
 from envferry.base.files import read_own, write_bytes
 from envferry.base.json import from_json, to_json
+from envferry.base.read_ahead import reading_ahead
 from envferry.errors import IntegrityError, NotFound, PipelineError, SpecError, StoreError
 from envferry.models import ArchiveFacts  # noqa: TC001  (msgspec reads it)
 
@@ -145,6 +146,21 @@ def earlier_frames(
                 yield found
                 return
     yield None if named else open_published(options, notes)
+
+
+@contextmanager
+def reading_frames_ahead(earlier: EarlierFrames | None) -> Iterator[None]:
+    """Read an earlier archive into the page cache in the block, if its frames are to be copied.
+
+    The tree is listed meanwhile, which takes seconds on one core and needs no disk. Where all files
+    are read, the disk is busy with these.
+    """
+    source = earlier.archive.source if earlier and earlier.knows_sources else None
+    if isinstance(source, FileSource):
+        with reading_ahead(source.descriptor, source.size):
+            yield
+    else:
+        yield
 
 
 def open_published(options: PackOptions, notes: PackNotes | None) -> EarlierFrames | None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from envferry.archive.members import FileIdentity
     from envferry.pack.packages import InstalledPackage, PathRecord
     from envferry.pack.tree_walk import TreeEntry
 
@@ -204,7 +205,11 @@ class MemberCollector:
         return fixed_config(path, f"{self.tree}/{path}", self.prefix)
 
     def add_member(
-        self, entry: FileEntry, source: str | bytes, head: bytes = b"", identity: bytes = b""
+        self,
+        entry: FileEntry,
+        source: str | bytes,
+        head: bytes = b"",
+        identity: FileIdentity | None = None,
     ) -> None:
         """Note a member and its owner."""
         record = self.records.get(entry.path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from envferry.archive.members import FileIdentity
 from envferry.base.file_stamps import TREE_NOTE, FileStamp, StampedTree
 from envferry.base.file_times import boot_id, has_own_times, next_tick
 from envferry.base.files import read_own
@@ -30,7 +31,6 @@ NO_TREE = StampedTree(device=0, files={})
 class FileIdentities(msgspec.Struct, frozen=True, kw_only=True):
     """What tells the files of one tree from all others, in this boot of the kernel."""
 
-    boot: str = ""
     device: int = 0
     tick: int = 0
     """A time of the file system's clock before the tree was listed; 0: no file has an identity."""
@@ -40,8 +40,7 @@ class FileIdentities(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def in_tree(cls, tree: Path) -> FileIdentities:
         """Prepare for the files of a tree that is to be listed from now on."""
-        boot = boot_id()
-        if not boot or not has_own_times(tree):
+        if not boot_id() or not has_own_times(tree):
             return cls()
         try:
             device, beside = tree.stat().st_dev, tree.parent.stat().st_dev
@@ -50,19 +49,25 @@ class FileIdentities(msgspec.Struct, frozen=True, kw_only=True):
         except OSError as error:
             log.info("every file is read: %s cannot be written to (%s)", tree.parent, error)
             return cls()
-        return cls(boot=boot, device=device, tick=tick, built=_left_by_build(tree, device))
+        return cls(device=device, tick=tick, built=_left_by_build(tree, device))
 
-    def of(self, path: str, status: os.stat_result) -> bytes:
-        """Return what tells a file with this content from all others; empty where nothing does."""
+    def of(self, path: str, status: os.stat_result) -> FileIdentity | None:
+        """Return what tells a file with this content from all others; None where nothing does."""
         # Other users can put files back in ways of their own.
         if status.st_uid not in (0, os.geteuid()) or status.st_dev != self.device:
-            return b""
+            return None
         if status.st_ctime_ns >= self.tick:
-            return b""
-        stamp = FileStamp(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if self.built.files.get(path) == stamp and (first := self.built.since.get(path)):
-            stamp = msgspec.structs.replace(stamp, ctime_ns=first)
-        return msgspec.msgpack.encode((self.boot, self.device, stamp))
+            return None
+        stamp = FileStamp.of(status)
+        first = self.built.since.get(path) if self.built.files.get(path) == stamp else None
+        return FileIdentity(
+            device=self.device,
+            inode=stamp.inode,
+            size=stamp.size,
+            mtime_ns=stamp.mtime_ns,
+            ctime_ns=stamp.ctime_ns,
+            first_ctime_ns=stamp.ctime_ns if first is None else first,
+        )
 
 
 def _left_by_build(tree: Path, device: int) -> StampedTree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -19,7 +20,7 @@ from envferry.base.workers import Workers
 from envferry.errors import IntegrityError
 from envferry.models import Artifact, Manifest, left_out
 from envferry.pack.cuda_code import cuda_code
-from envferry.pack.earlier_pack import PackNotes, earlier_frames
+from envferry.pack.earlier_pack import PackNotes, earlier_frames, reading_frames_ahead
 from envferry.pack.env_members import Listing
 from envferry.pack.frozen import frozen_members
 
@@ -56,31 +57,42 @@ def pack_env(
     travel, HostError when it changes while it is packed, TargetOccupied while another process packs
     it into the same directory, NotFound when the archive to reuse is not there.
     """
-    listing = Listing(Path(built.tree), built.prefix, built.options.exclude)
     staged = options.output_dir / f".{built.name}-{built.platform}.tar.zst"
-    # The unfinished archive is its own lock file: nothing is left beside the artifact.
-    with (
-        exclusive_lock(staged, f"the new archive of {built.name} in {options.output_dir}"),
-        Workers(1, "cuda-code") as aside,
-    ):
-        # It waits for the disk more than it works, and nothing but the manifest needs it.
-        code = aside.submit(cuda_code, listing.members)
-        with write_anew(staged) as stream:
-            written, reuse = write_listing(
-                stream, listing, built=built, options=options, progress=progress
+    with ExitStack() as before:
+        earlier = before.enter_context(earlier_frames(built, find_notes(options), options))
+        before.enter_context(reading_frames_ahead(earlier))
+        listing = Listing(Path(built.tree), built.prefix, built.options.exclude)
+        with (
+            # The unfinished archive is its own lock file: nothing is left beside the artifact.
+            exclusive_lock(staged, f"the new archive of {built.name} in {options.output_dir}"),
+            Workers(1, "cuda-code") as aside,
+        ):
+            # It waits for the disk more than it works, and nothing but the manifest needs it.
+            code = aside.submit(cuda_code, listing.members)
+            with write_anew(staged) as stream:
+                written = write_listing(
+                    stream,
+                    listing,
+                    built=built,
+                    options=archive_options(built, options, earlier),
+                    progress=progress,
+                )
+                reuse = earlier.reuse if earlier else FrameReuse()
+                # Its index takes as much memory as the one that is read now.
+                before.close()
+                del earlier
+                # Within the block, which removes the file when this raises.
+                read_back(staged, written)
+            warn_of_left_alone(written)
+            artifact = Artifact(
+                directory=options.output_dir,
+                manifest=describe(built, written, listing, options, code.result()),
             )
-            # Within the block, which removes the file when this raises.
-            read_back(staged, written)
-        warn_of_left_alone(written)
-        artifact = Artifact(
-            directory=options.output_dir,
-            manifest=describe(built, written, listing, options, code.result()),
-        )
-        # Only now: its name holds the id, which is known when all is written.
-        staged.replace(artifact.archive_path)
-        add_companions(artifact, built)
-        if notes := find_notes(options):
-            notes.keep(built, written, artifact.archive_path, options.level)
+            # Only now: its name holds the id, which is known when all is written.
+            staged.replace(artifact.archive_path)
+            add_companions(artifact, built)
+            if notes := find_notes(options):
+                notes.keep(built, written, artifact.archive_path, options.level)
     announce(reuse)
     return artifact
 
@@ -90,28 +102,22 @@ def write_listing(
     listing: Listing,
     *,
     built: BuiltEnv,
-    options: PackOptions,
+    options: ArchiveOptions,
     progress: Progress,
-) -> tuple[WrittenArchive, FrameReuse]:
-    """Write the archive of a listing to a file; say what was written, and taken from another.
-
-    The earlier archive, whose index takes as much memory as the new one, is closed afterwards.
-    """
+) -> WrittenArchive:
+    """Write the archive of a listing to a file."""
     direct = DirectStream(stream.fileno(), WRITE_BYTES)
     total = sum(member.entry.size for member in listing.members)
-    with (
-        earlier_frames(built, find_notes(options), options) as earlier,
-        progress.task(f"pack {built.name}", total) as advance,
-    ):
+    with progress.task(f"pack {built.name}", total) as advance:
         written = write_archive(
             direct,
             listing.members,
-            options=archive_options(built, options, earlier),
+            options=options,
             generate=lambda files: last_members(built, listing, files),
             advance=advance,
         )
         direct.flush()
-        return written, earlier.reuse if earlier else FrameReuse()
+        return written
 
 
 def find_notes(options: PackOptions) -> PackNotes | None:

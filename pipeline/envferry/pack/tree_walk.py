@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from envferry.archive.members import FileIdentity
+
 NOT_CARRIED = frozenset(
     {
         *("pkgs", "envs", "conda-bld", ".conda_lock", "users", "conda-recipes", ".index"),
@@ -34,8 +36,8 @@ class TreeEntry(NamedTuple):
     executable: bool = False
     link: str = ""
     is_empty: bool = False
-    identity: bytes = b""
-    """What tells a file with this content from all others; empty where nothing does."""
+    identity: FileIdentity | None = None
+    """Of a file; None where only its content tells it from others."""
 
 
 class TreeWalk:
