@@ -50,10 +50,18 @@ def results(environment: Environment) -> Iterator[Result]:
 
 
 def pack_command(environment: Environment, output: Path) -> Command:
-    """Return `envferry pack` into a directory."""
+    """Return `envferry pack` into a directory, from nothing."""
+
+    def forget_earlier_packs() -> None:
+        """Leave no archive to take frames from: this is the first time."""
+        shutil.rmtree(environment.cache / "packs", ignore_errors=True)
+        for archive in output.glob("*.tar.zst"):
+            archive.unlink()
+
     return Command(
         argv=(str(ENVFERRY), "pack", environment.name, "-q", "-o", str(output)),
         environ=(("ENVFERRY_CACHE", str(environment.cache)),),
+        prepare=forget_earlier_packs,
     )
 
 
