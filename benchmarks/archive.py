@@ -50,7 +50,7 @@ def results(environment: Environment) -> Iterator[Result]:
 
 
 def pack_command(environment: Environment, output: Path) -> Command:
-    """Return `envferry pack` into a directory, from nothing."""
+    """Return `envferry pack` into a directory, from scratch."""
 
     def forget_earlier_packs() -> None:
         """Leave no archive to take frames from: this is the first time."""
