@@ -75,5 +75,5 @@ def test_a_large_file_is_read_while_something_else_is_done(tmp_path: Path) -> No
         pass
 
 
-def test_half_of_the_memory_is_left() -> None:
+def test_free_memory_is_less_than_all() -> None:
     assert 1 << 26 < free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
