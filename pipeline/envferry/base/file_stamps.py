@@ -52,15 +52,25 @@ TREE_NOTE = "tree.json"
 """Beside the folder that holds a build's tree."""
 
 
-def stamp_files(tree: Path) -> Iterator[tuple[str, FileStamp]]:
-    """Yield all files and links of a tree, links to folders included, by their path in it."""
+def scan_folders(tree: Path) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """Yield each folder of a tree with what is in it; below links to folders nothing is looked for.
+
+    A folder is called by its path in the tree and ends in `/`; the tree itself is empty.
+    """
     waiting = [""]
     while waiting:
         folder = waiting.pop()
-        with os.scandir(tree / folder) as found:
-            for entry in found:
-                path = f"{folder}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(f"{path}/")
-                    continue
-                yield path, FileStamp.of(entry.stat(follow_symlinks=False))
+        with os.scandir(f"{tree}/{folder}") as found:
+            entries = list(found)
+        waiting += [
+            f"{folder}{entry.name}/" for entry in entries if entry.is_dir(follow_symlinks=False)
+        ]
+        yield folder, entries
+
+
+def stamp_files(tree: Path) -> Iterator[tuple[str, FileStamp]]:
+    """Yield all files and links of a tree, links to folders included, by their path in it."""
+    for folder, entries in scan_folders(tree):
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                yield f"{folder}{entry.name}", FileStamp.of(entry.stat(follow_symlinks=False))

@@ -114,8 +114,10 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
         # As text: two Path objects for each of 70,000 files cost more than linking them.
         source, target = f"{self.tree}/", f"{work.tree}/"
         try:
-            for folder in _folders(self.tree, self.dropped, held):
-                (work.tree / folder).mkdir(mode=0o755, parents=True, exist_ok=True)
+            work.tree.mkdir(mode=0o755, exist_ok=True)
+            # Sorted, a folder comes before what is in it.
+            for folder in sorted(_folders(self.tree, self.dropped, held)):
+                os.mkdir(target + folder, 0o755)  # noqa: PTH102
             for path in kept:
                 # follow_symlinks=False links the symbolic link itself, not what it leads to.
                 os.link(source + path, target + path, follow_symlinks=False)
@@ -297,25 +299,24 @@ def _read_note(path: Path) -> TreeNote | str:
 
 
 def _folders(tree: Path, dropped: frozenset[str], held: set[str]) -> Iterator[str]:
-    """Yield the folders of a tree, without those that only what was dropped has kept alive.
+    """Yield the folders in a tree, without those that only what was dropped has kept alive.
 
     A wheel may have empty folders: those of `held` stay, and those that were dropped go.
     """
     lost = {str(parent) for path in dropped for parent in PurePosixPath(path).parents}
     # From below: whether a folder stays depends on those in it.
     for directory, folders, names in os.walk(tree, topdown=False):
-        folder = os.path.relpath(directory, tree)
-        inside = [f"{folder}/{name}".removeprefix("./") for name in (*folders, *names)]
-        if not inside and folder in dropped:
-            continue
-        is_empty = all(one in dropped or one in lost for one in inside)
-        if folder in lost and folder not in held and is_empty:
-            if folder != ".":
+        folder = directory.removeprefix(str(tree)).removeprefix("/")
+        if folder in lost:
+            inside = (f"{folder}/{name}" for name in (*folders, *names))
+            if folder not in held and all(one in dropped or one in lost for one in inside):
                 continue
-        # Something else keeps it alive, so the folder above is not lost by it.
-        elif folder in lost:
+            # Something else keeps it alive, so the folder above is not lost by it.
             lost.discard(folder)
-        yield folder
+        elif folder in dropped and not folders and not names:
+            continue
+        if folder:
+            yield folder
 
 
 def _with_bytecode(files: Iterable[str], tree: Path) -> Iterator[str]:

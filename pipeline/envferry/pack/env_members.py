@@ -251,7 +251,7 @@ class MemberCollector:
 
 def note_parents(owners: dict[str, Owner], path: str, owner: Owner) -> None:
     """Note the owner of the directories above a path; what several have in it has no owner."""
-    while path := posixpath.dirname(path):
+    while path := path.rpartition("/")[0]:
         known = owners.get(path)
         if known in {owner, NO_OWNER}:
             return  # noted before, with all that is above
@@ -293,10 +293,10 @@ def real_path(tree: Path, path: str) -> str:
 
 def is_conda_record(path: str) -> bool:
     """Whether a file is conda's record of a package."""
-    return posixpath.dirname(path) == "conda-meta" and path.endswith(".json")
+    return path.startswith("conda-meta/") and path.endswith(".json") and path.count("/") == 1
 
 
 def is_generated(path: str) -> bool:
     """Whether packing makes this file itself, if it is to be there at all."""
-    is_mark = posixpath.basename(path) == PIP_MARK and path.count("/") == 2
+    is_mark = path.endswith(f"/{PIP_MARK}") and path.count("/") == 2
     return path in GENERATED_FILES or path == CONDA_MARK or is_mark

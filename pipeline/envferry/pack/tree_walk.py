@@ -49,6 +49,7 @@ class TreeWalk:
         self.owned = {path.partition("/")[0] for path in owned}
         # Before the first look: after it, a file may be written to unseen.
         self.identities = FileIdentities.in_tree(tree)
+        self.user = os.geteuid()
         self.faults: list[str] = []
         """Why something that was found cannot be carried, in words that name it."""
 
@@ -88,8 +89,7 @@ class TreeWalk:
                 yield TreeEntry(path, "symlink", link=os.readlink(item.path))  # noqa: PTH115
             elif not stat.S_ISREG(status.st_mode):
                 self.faults.append(f"{shortened(path)} is a socket, pipe or device")
-            # Reading goes by the effective user, access(2) by the real one.
-            elif not os.access(item.path, os.R_OK, effective_ids=True):
+            elif not self.is_readable(item, status):
                 self.faults.append(f"{shortened(path)} cannot be read: Permission denied")
             else:
                 executable = bool(status.st_mode & 0o111)
@@ -97,6 +97,14 @@ class TreeWalk:
                 yield TreeEntry(path, "file", status.st_size, executable, identity=identity)
         except OSError as error:
             self.faults.append(f"{shortened(path)} cannot be read: {error.strerror}")
+
+    def is_readable(self, item: os.DirEntry[str], status: os.stat_result) -> bool:
+        """Whether this user can read a file."""
+        # Nearly all are this user's, whose mode has the answer: 60,000 calls are 0.2 s.
+        if status.st_uid == self.user and status.st_mode & stat.S_IRUSR:
+            return True
+        # Reading goes by the effective user, access(2) by the real one.
+        return os.access(item.path, os.R_OK, effective_ids=True)
 
     def is_carried(self, name: str) -> bool:
         """Whether something in the environment's own folder belongs to it."""

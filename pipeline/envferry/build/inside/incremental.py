@@ -5,13 +5,12 @@ Where that is in doubt, the answer is no, and the next build starts from scratch
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from envferry.base.file_stamps import stamp_files
+from envferry.base.file_stamps import scan_folders
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -33,21 +32,25 @@ def mark_files(prefix: Path) -> dict[str, tuple[int, int, int]]:
     Not when its number of links changed: a cache that shares it may get or lose one meanwhile.
     Folders in which nothing is are there, too, without any of that.
     """
-    empty = (
-        folder for folder in empty_folders(prefix) if not is_emptied_of_bytecode(prefix, folder)
-    )
-    return dict.fromkeys(empty, (0, 0, 0)) | {
-        path: (stamp.inode, stamp.size, stamp.mtime_ns)
-        for path, stamp in stamp_files(prefix)
-        if BYTECODE not in PurePosixPath(path).parent.parts
-    }
+    found = {}
+    for folder, entries in scan_folders(prefix):
+        if not entries and not is_emptied_of_bytecode(prefix, folder):
+            found[folder.removesuffix("/")] = (0, 0, 0)
+        if f"/{BYTECODE}/" in f"/{folder}":
+            continue
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                mark = (status.st_ino, status.st_size, status.st_mtime_ns)
+                found[f"{folder}{entry.name}"] = mark
+    return found
 
 
 def empty_folders(prefix: Path) -> Iterator[str]:
     """Yield the folders of a tree in which nothing is: no file says whose they are."""
-    for directory, folders, names in os.walk(prefix):
-        if not folders and not names:
-            yield os.path.relpath(directory, prefix)
+    for folder, entries in scan_folders(prefix):
+        if not entries:
+            yield folder.removesuffix("/")
 
 
 def is_emptied_of_bytecode(prefix: Path, folder: str) -> bool:

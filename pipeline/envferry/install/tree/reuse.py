@@ -155,10 +155,13 @@ class FileSharer:
                 return True
             entry = self.index.files[number]
             path = f"{target}/{entry.path}"
-            if not self.has_status(before, entry) or not link_held(descriptor, path, before):
+            if not self.has_status(before, entry):
+                return False
+            after = link_held(descriptor, path, before)
+            if after is None:
                 return False
             # Its ctime is another now, and a further path may have the same content.
-            self.known.add((FileState.of(os.fstat(descriptor)), wanted.xxh128))
+            self.known.add((FileState.of(after), wanted.xxh128))
         finally:
             os.close(descriptor)
         self.linked.append(number)
@@ -215,15 +218,16 @@ class FileSharer:
         return False
 
 
-def link_held(descriptor: int, path: str, before: os.stat_result) -> bool:
-    """Give a file another name, and no write bits; return False where that cannot be.
+def link_held(descriptor: int, path: str, before: os.stat_result) -> os.stat_result | None:
+    """Give a file another name, and no write bits; return what the system says of it then.
 
-    `descriptor` may be of O_PATH, `before` is what it said. Nothing is left at `path` then. The
-    file is reached by its descriptor alone: what its name leads to by now does not matter.
+    None where that cannot be, and nothing is left at `path`. `descriptor` may be of O_PATH,
+    `before` is what it said. The file is reached by its descriptor alone: what its name leads to by
+    now does not matter.
     """
     held, mode = f"/proc/self/fd/{descriptor}", stat.S_IMODE(before.st_mode)
     if not protect(held, mode):
-        return False
+        return None
     try:
         # A path from the root needs no directory, but without one Python calls link(2), which
         # follows no links.
@@ -232,13 +236,13 @@ def link_held(descriptor: int, path: str, before: os.stat_result) -> bool:
         # With another name, another process has linked it meanwhile: then it stays read-only.
         if mode & WRITE_BITS and os.fstat(descriptor).st_nlink == 1:
             os.chmod(held, mode)  # noqa: PTH101
-        return False
+        return None
     after = os.fstat(descriptor)
-    # Written to since it was looked at.
+    # Else it was written to since it was looked at.
     if (after.st_mtime_ns, after.st_size) == (before.st_mtime_ns, before.st_size):
-        return True
+        return after
     os.unlink(path)  # noqa: PTH108
-    return False
+    return None
 
 
 def hard_link(descriptor: int, source: str, path: str) -> bool:
