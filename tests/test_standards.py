@@ -16,7 +16,7 @@ from envferry.build.inside.builder import write_state
 from envferry.channel.conda_package import CondaPackage
 from envferry.channel.virtual_env import record_of
 from envferry.errors import SpecError
-from envferry.lock.conda.conda_messages import CondaRequest
+from envferry.lock.conda.conda_messages import CondaRequest, SpecAsWritten
 from envferry.lock.conda.conda_solver import virtual_packages
 from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
@@ -177,13 +177,11 @@ def test_cep_47_the_time_in_the_index_is_preferred(tmp_path: Path, form: str) ->
         form=form,
     )
     request = CondaRequest(
-        spec_path="spec.yml",
+        written=SpecAsWritten(path="spec.yml", channels=()),
         platforms=(LINUX,),
         channels=(str(channel),),
-        channels_as_written=(),
         conda={LINUX: ("tool", "built")},
         has_pip=False,
-        system=SystemRequirements(),
         exclude_newer="2025-01-01",
     )
     answer = solution(request, LINUX, indexes(tmp_path))

@@ -205,5 +205,6 @@ def test_what_is_fetched_is_told_before_it_is_solved(tmp_path: Path) -> None:
     assert fetched[1] > 0
     assert fetched[2]
     assert solved == [
-        (f"locking a: conda packages for {platform}", 0, True) for platform in (LINUX, mac)
+        *((f"locking a: conda packages for {platform}", 0, True) for platform in (LINUX, mac)),
+        ("locking a: conda-lock's content hash", 0, True),
     ]

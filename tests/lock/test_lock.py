@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from blake3 import blake3
 
 from envferry.config import child_environ
 from envferry.errors import NotFound, SpecError, StaleLock, StoreError
@@ -23,16 +27,26 @@ from envferry.progress import Silent
 from envferry.specs.locks import LockContents, write_lock
 from envferry.specs.reading import read_spec
 from tests.support.tiny_channel import make_channel, python_packages
+from tests.support.wheels import make_wheel
 
 if TYPE_CHECKING:
-    from envferry.models import Spec
+    from collections.abc import Callable, Iterator
 
+    from envferry.models import Spec
+    from envferry.progress import Expected
+
+PLATFORMS = ("linux-64", "linux-aarch64")
 SPEC = "channels: [c]\ndependencies: [python, {pip: [six]}]\n"
 
 
 @pytest.fixture(scope="module")
 def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_channel(tmp_path_factory.mktemp("channels") / "tiny", python_packages())
+    packages = {
+        package.subdir + package.stem: package
+        for platform in PLATFORMS
+        for package in python_packages(platform)
+    }
+    return make_channel(tmp_path_factory.mktemp("channels") / "tiny", packages.values())
 
 
 def locked_spec(directory: Path) -> Path:
@@ -205,6 +219,91 @@ def test_a_channel_in_brackets_is_locked_from(channel: Path, tmp_path: Path) -> 
     urls = {item.name: item.url for item in made.packages}
     assert urls["numpy"].startswith(channel.as_uri())
     assert urls["python"].startswith(bare.as_uri())
+
+
+class Watched:
+    """Progress that notes, for each task, whether the thread that waits for conda-lock is there."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, bool]] = []
+
+    @contextmanager
+    def task(
+        self, label: str, total_bytes: int | Expected | None = None
+    ) -> Iterator[Callable[[int], None]]:
+        """Note it when the task opens."""
+        is_hashing = any(one.name.startswith("hash") for one in threading.enumerate())
+        self.tasks.append((label.removeprefix("locking torch: "), is_hashing))
+        yield lambda done_bytes: None
+
+
+@pytest.fixture
+def torch(channel: Path, tmp_path: Path) -> Path:
+    """Write a spec with both halves, for two platforms; the pip half needs no index."""
+    wheel = make_wheel(tmp_path, "pure-1.0-py3-none-any")
+    path = tmp_path / "torch.yml"
+    path.write_text(
+        f"channels: ['{channel}']\n"
+        f"dependencies: [python=3.10, {{pip: ['pure @ {wheel.as_uri()}']}}]\n"
+        "envferry: {platforms: [linux-64, linux-aarch64]}\n"
+    )
+    return path
+
+
+HALVES = [f"{half} packages for {platform}" for half in ("conda", "pip") for platform in PLATFORMS]
+
+
+def asked_of_conda_lock(caplog: pytest.LogCaptureFixture) -> int:
+    """Return how often conda-lock was started."""
+    return sum("conda_lock_worker" in one.getMessage() for one in caplog.records)
+
+
+def test_conda_lock_hashes_beside_both_halves(
+    torch: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    progress = Watched()
+    lock = lock_spec(read_spec(torch), options=LockOptions(relax="build"), progress=progress)
+    labels = [label for label, _ in progress.tasks if not label.startswith("looking")]
+    before = ["which pins the channels have", "what the channels have"]
+    assert labels == [*before, *HALVES, "conda-lock's content hash"]
+    assert all(is_hashing for _, is_hashing in progress.tasks)
+    assert [*lock.content_hashes] == [*PLATFORMS]
+    assert asked_of_conda_lock(caplog) == 1
+
+
+def test_conda_lock_is_not_asked_again(torch: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lock = lock_spec(read_spec(torch), options=LockOptions(), progress=Silent())
+    caplog.set_level(logging.INFO)
+    progress = Watched()
+    again = lock_spec(read_spec(torch), options=LockOptions(upgrade=True), progress=progress)
+    assert again == lock
+    assert asked_of_conda_lock(caplog) == 0
+    assert not any(is_hashing for _, is_hashing in progress.tasks)
+    assert "conda-lock's content hash" not in dict(progress.tasks)
+
+
+def test_a_pip_half_without_a_solution_ends_a_lock_before_its_hash(torch: Path) -> None:
+    other = make_wheel(torch.parent, "pure-2.0-py3-none-any")
+    torch.write_text(torch.read_text().replace("['pure", f"['pure @ {other.as_uri()}', 'pure"))
+    progress = Watched()
+    with pytest.raises(SpecError, match="conflicting URLs for package `pure`"):
+        lock_spec(read_spec(torch), options=LockOptions(), progress=progress)
+    assert progress.tasks[-1] == ("pip packages for linux-64", True)
+
+
+def test_a_spec_that_conda_lock_cannot_read_has_a_hash_of_ours(
+    torch: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    # A selector that conda-lock does not know: it drops the line, and then misses it.
+    torch.write_text(torch.read_text().replace("}]\n", "}]  # [not win]\n"))
+    lock = lock_spec(read_spec(torch), options=LockOptions(), progress=Silent())
+    text = torch.read_bytes()
+    assert lock.content_hashes == {
+        platform: blake3(text + platform.encode()).hexdigest() for platform in PLATFORMS
+    }
+    assert "conda-lock cannot read" in caplog.text
 
 
 def conda(*words: str, **environ: str) -> tuple[int, dict[str, object]]:

@@ -10,6 +10,7 @@ from envferry.lock.both_halves import solve_halves
 from envferry.lock.conda.channel_logins import channel_logins
 from envferry.lock.conda.foreign_solver import solver_version
 from envferry.lock.conda.match_specs import check_match_specs
+from envferry.lock.content_hashes import hashing
 from envferry.lock.existing_lock import (
     kept_packages,
     previous_lock,
@@ -50,39 +51,42 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     # Read for each platform: selectors drop lines.
     halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
     indexes = named_indexes(spec) if any(half.pip for half in halves.values()) else ()
-    both = solve_halves(spec, halves, kept, options, progress)
-    # A line that is a package's URL is in no repodata, which has the hashes.
-    notes: list[str] = []
-    solved = both.conda.packages
-    logins = channel_logins(spec)
-    packages = [
-        with_hash(package, notes, offline=options.offline, channels=logins) for package in solved
-    ]
-    for note in notes:
-        log.info("%s", note)
-    build_requirements: list[BuildRequirements] = []
-    provenance: dict[str, dict[str, FileProvenance]] = {}
-    # Read before this lock is written: its publishers are what today's are compared with.
-    before = previous_lock(spec)
-    for platform, (asked, resolved) in both.pip.items():
-        packages += resolved.packages
-        build_requirements += pin_build_requirements(spec, asked, resolved.packages, progress)
-        provenance[platform] = record_provenance(asked, resolved, before, progress)
-    warn_of_secrets(packages)
-    contents = LockContents(
-        name=spec.name,
-        source=spec.path.name,
-        channels=options.channels or spec.channels,
-        packages=tuple(packages),
-        content_hashes=both.conda.content_hashes,
-        spec_digest=spec.digest,
-        options=without_channels(spec.options),
-        tools=tools,
-        replacements=both.replacements,
-        build_requirements=tuple(build_requirements),
-        indexes=indexes,
-        provenance=provenance,
-    )
+    with hashing(spec, tuple(halves), options, progress) as wait_for_hashes:
+        both = solve_halves(spec, halves, kept, options, progress)
+        # A line that is a package's URL is in no repodata, which has the hashes.
+        notes: list[str] = []
+        solved = both.conda.packages
+        logins = channel_logins(spec)
+        packages = [
+            with_hash(package, notes, offline=options.offline, channels=logins)
+            for package in solved
+        ]
+        for note in notes:
+            log.info("%s", note)
+        build_requirements: list[BuildRequirements] = []
+        provenance: dict[str, dict[str, FileProvenance]] = {}
+        # Read before this lock is written: its publishers are what today's are compared with.
+        before = previous_lock(spec)
+        for platform, (asked, resolved) in both.pip.items():
+            packages += resolved.packages
+            build_requirements += pin_build_requirements(spec, asked, resolved.packages, progress)
+            provenance[platform] = record_provenance(asked, resolved, before, progress)
+        warn_of_secrets(packages)
+        contents = LockContents(
+            name=spec.name,
+            source=spec.path.name,
+            channels=options.channels or spec.channels,
+            packages=tuple(packages),
+            # One of them is empty: a conda-lock that solves also hashes.
+            content_hashes=both.conda.content_hashes | wait_for_hashes(),
+            spec_digest=spec.digest,
+            options=without_channels(spec.options),
+            tools=tools,
+            replacements=both.replacements,
+            build_requirements=tuple(build_requirements),
+            indexes=indexes,
+            provenance=provenance,
+        )
     # After the warnings: what was locked for other platforms was warned of then.
     contents = with_other_platforms(contents, spec)
     if options.dry_run:

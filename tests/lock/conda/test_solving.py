@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from envferry.errors import SpecError
 from envferry.lock.conda.conda_failures import explain
-from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
+from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest, SpecAsWritten
 from envferry.lock.conda.virtual_packages import virtual_packages
 from envferry.models import SystemRequirements
 from tests.support.channel_indexes import FORMS, indexes
@@ -45,13 +45,11 @@ def asked(
     system: SystemRequirements | None = None,
 ) -> tuple[CondaAnswer, CondaRequest]:
     request = CondaRequest(
-        spec_path="spec.yml",
+        written=SpecAsWritten(path="spec.yml", channels=(), system=system or SystemRequirements()),
         platforms=(LINUX,),
         channels=tuple(map(str, channels)),
-        channels_as_written=(),
         conda={LINUX: lines},
         has_pip=False,
-        system=system or SystemRequirements(),
         priority=priority,
     )
     return solution(request, LINUX, indexes(home)), request

@@ -51,10 +51,12 @@ def explain(answer: CondaAnswer, request: CondaRequest) -> PipelineError:
         message = f"{request.solver} does not answer as conda does: {words}"
         return ToolFailed(message, hint="leave out `--solver`: envferry has its own solver")
     if answer.bad_line:
-        message = f"{request.spec_path}: `{answer.bad_line}` is not a valid conda package: {words}"
+        message = (
+            f"{request.written.path}: `{answer.bad_line}` is not a valid conda package: {words}"
+        )
         return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
     if line := NO_LINE.search(words) or NO_NAME.search(words):
-        message = f"{request.spec_path}: `{line[1]}` is not a valid conda package: {line[2]}"
+        message = f"{request.written.path}: `{line[1]}` is not a valid conda package: {line[2]}"
         return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
     return _unsolvable(answer, request, words)
 

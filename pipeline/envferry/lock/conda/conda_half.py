@@ -12,7 +12,7 @@ from blake3 import blake3
 from envferry.config import child_environ
 from envferry.errors import ToolFailed
 from envferry.lock.conda.command_line_credentials import write_netrc
-from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
+from envferry.lock.conda.conda_messages import CondaAnswer, CondaLockRequest
 from envferry.lock.conda.locked_records import locked_record
 from envferry.lock.conda.repodata import extract
 from envferry.lock.conda.solving import SolveRequest, solve
@@ -21,6 +21,7 @@ from envferry.lock.conda.virtual_packages import virtual_packages
 from envferry.worker_process import Worker
 
 if TYPE_CHECKING:
+    from envferry.lock.conda.conda_messages import CondaRequest, SpecAsWritten
     from envferry.lock.conda.repodata import ChannelIndexes
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def gather(
     return SolveRequest(
         wanted=tuple(wanted),
         tiers=extract(indexes, channels, platform, names, folder),
-        virtual_packages=virtual_packages(request.system, platform),
+        virtual_packages=virtual_packages(request.written.system, platform),
         kept=tuple(item.url for item in request.kept if item.platform == platform),
         updated=request.updated,
         exclude_newer=request.exclude_newer,
@@ -66,37 +67,35 @@ def solve_platform(gathered: SolveRequest, platform: str) -> CondaAnswer:
     )
 
 
-def content_hashes(request: CondaRequest) -> dict[str, str]:
+def content_hashes(written: SpecAsWritten, platforms: tuple[str, ...]) -> dict[str, str]:
     """Return conda-lock's hash of the spec by platform; one of ours where it cannot read it.
 
     Nothing is decided by it: it is what `conda-lock lock --check-input-hash` compares.
     """
-    # conda-lock takes seconds to start: it is not asked for what is known.
-    if not {*request.platforms} - request.known_hashes.keys():
-        return {platform: request.known_hashes[platform] for platform in request.platforms}
     try:
-        return ask_conda_lock(request).content_hashes
+        return ask_conda_lock(CondaLockRequest(written=written, platforms=platforms)).content_hashes
     # Nothing is decided by this hash: conda-lock's limits must not be limits of a spec.
     except ToolFailed as error:
-        log.info("conda-lock cannot read %s: %s", request.spec_path, error)
-        text = Path(request.spec_path).read_bytes()
-        return {
-            platform: blake3(text + platform.encode()).hexdigest() for platform in request.platforms
-        }
+        log.info("conda-lock cannot read %s: %s", written.path, error)
+        text = Path(written.path).read_bytes()
+        return {platform: blake3(text + platform.encode()).hexdigest() for platform in platforms}
 
 
-def ask_conda_lock(request: CondaRequest) -> CondaAnswer:
-    """Let conda-lock solve with the conda of the request; without one, only hash the spec."""
+def ask_conda_lock(request: CondaLockRequest) -> CondaAnswer:
+    """Let conda-lock hash a spec and, where the request has a solver, solve it with that.
+
+    Raises ToolFailed when it can do neither.
+    """
     with tempfile.TemporaryDirectory(prefix="envferry-conda-") as directory:
         scratch = Path(directory)
         # conda-lock removes its temporary folders at exit, which a worker skips (`os._exit`): they
         # go with this one.
         environ = child_environ(TMPDIR=directory)
-        if request.solver:
-            if request.offline:  # conda and mamba, micromamba
+        if request.solve:
+            if request.solve.offline:  # conda and mamba, micromamba
                 environ |= {"CONDA_OFFLINE": "true", "MAMBA_OFFLINE": "true"}
             # A file and not the URLs of channels: conda-lock puts these on command lines.
-            environ["NETRC"] = str(write_netrc(scratch / "netrc", request.channels))
+            environ["NETRC"] = str(write_netrc(scratch / "netrc", request.solve.channels))
         worker = Worker(
             module="envferry.lock.conda.conda_lock_worker", scratch=scratch, environ=environ
         )

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
+from envferry.lock.conda.conda_messages import CondaAnswer, CondaLockRequest
 from envferry.models import LockedPackage, SystemRequirements
 from envferry.names import build_string
 from envferry.process import CalledProcessError
@@ -25,6 +25,7 @@ from envferry.worker_process import answer_request
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from envferry.lock.conda.conda_messages import CondaRequest, SpecAsWritten
 
 CONDA_LOCK_FAULTS = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
@@ -33,26 +34,24 @@ CONDA_LOCK_FAULTS = (
 """What conda-lock raises for lines that it cannot read: it has no errors of its own."""
 
 
-def _work(request: CondaRequest, scratch: Path) -> CondaAnswer:
+def _work(request: CondaLockRequest, scratch: Path) -> CondaAnswer:
     """Hash every platform, and solve it where another solver is to: the body of the worker."""
     packages: list[LockedPackage] = []
     hashes: dict[str, str] = {}
     for platform in request.platforms:
         try:
-            if request.solver:
-                packages += _solve_by_conda(request, platform, request.solver, scratch)
+            if request.solve:
+                packages += _solve_by_conda(request.solve, platform, scratch)
         except CalledProcessError as error:
             # With `--json`, conda explains a failure on stdout.
             return CondaAnswer(error=_solver_message(error.stdout or ""), platform=platform)
         except (RuntimeError, ValueError) as error:  # a match spec that conda-lock cannot read
             return CondaAnswer(error=f"{error} ({error.__cause__})", platform=platform)
-        hashes[platform] = _content_hash(request, platform, scratch)
+        hashes[platform] = _content_hash(request.written, platform, scratch)
     return CondaAnswer(packages=tuple(packages), content_hashes=hashes)
 
 
-def _solve_by_conda(
-    request: CondaRequest, platform: str, solver: str, scratch: Path
-) -> list[LockedPackage]:
+def _solve_by_conda(request: CondaRequest, platform: str, scratch: Path) -> list[LockedPackage]:
     """Have conda-lock call a conda, mamba or micromamba."""
     from conda_lock.conda_solver import solve_conda
 
@@ -64,10 +63,10 @@ def _solve_by_conda(
     content = {"channels": [*channels], "dependencies": dependencies}
     spec = _parse(content, channels, platform, scratch)
     held = _held(request, platform, scratch) if request.updated else {}
-    offered = _virtual_packages(request.system, platform, scratch)
+    offered = _virtual_packages(request.written.system, platform, scratch)
     with offered, offered.conda_virtual_package_overrides(platform):
         solved = solve_conda(
-            solver,
+            request.solver,
             # The exact pin of what must stay replaces the looser line of the spec.
             specs={item.name: item for item in spec.dependencies[platform]} | held,
             # What must stay is among the specs: nothing is passed as locked, so nothing to update.
@@ -110,13 +109,13 @@ def _held(request: CondaRequest, platform: str, scratch: Path) -> dict[str, Any]
     return {item.name: item for item in spec.dependencies[platform]}
 
 
-def _content_hash(request: CondaRequest, platform: str, scratch: Path) -> str:
+def _content_hash(written: SpecAsWritten, platform: str, scratch: Path) -> str:
     """Return what `conda-lock lock --check-input-hash` computes for the spec as written."""
     import yaml
     from conda_lock.content_hash import compute_content_hashes
     from conda_lock.src_parser.selectors import filter_platform_selectors
 
-    text = Path(request.spec_path).read_text(encoding="utf-8")
+    text = Path(written.path).read_text(encoding="utf-8")
     # By conda-lock's own selectors, which are fewer than ours: it must be the hash that it
     # computes itself.
     content = yaml.safe_load("\n".join(filter_platform_selectors(text, platform=platform)))
@@ -127,8 +126,8 @@ def _content_hash(request: CondaRequest, platform: str, scratch: Path) -> str:
         for item in content["dependencies"] or []
     ]
     # As written: the mirror that answers on this machine is not part of the spec.
-    spec = _parse(content, request.channels_as_written, platform, scratch)
-    hashes = compute_content_hashes(spec, _virtual_packages(request.system, platform, scratch))
+    spec = _parse(content, written.channels, platform, scratch)
+    hashes = compute_content_hashes(spec, _virtual_packages(written.system, platform, scratch))
     return str(hashes[platform])
 
 
@@ -242,7 +241,7 @@ def main() -> NoReturn:
     logging.basicConfig(level=logging.ERROR)
     # Raised where conda-lock waits for the solver, which is then killed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    answer_request(CondaRequest, _work)
+    answer_request(CondaLockRequest, _work)
 
 
 if __name__ == "__main__":

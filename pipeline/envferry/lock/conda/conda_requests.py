@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from envferry.base.workers import Workers
 from envferry.errors import SpecError
 from envferry.lock.conda.channel_logins import warn_of_lost_logins
@@ -19,14 +17,17 @@ from envferry.lock.conda.channels import (
     warn_of,
 )
 from envferry.lock.conda.conda_failures import explain
-from envferry.lock.conda.conda_half import ask_conda_lock, content_hashes, gather, solve_platform
-from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
+from envferry.lock.conda.conda_half import ask_conda_lock, gather, solve_platform
+from envferry.lock.conda.conda_messages import (
+    CondaAnswer,
+    CondaLockRequest,
+    CondaRequest,
+    SpecAsWritten,
+)
 from envferry.lock.conda.repodata import cached_indexes
-from envferry.lock.existing_lock import known_hashes
 from envferry.specs.syntax.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from concurrent.futures import Future
 
     from envferry.lock.lock_options import LockOptions
@@ -35,6 +36,15 @@ if TYPE_CHECKING:
 
 SOLVERS = 2
 """How many platforms are solved at once."""
+
+
+def spec_as_written(spec: Spec, options: LockOptions) -> SpecAsWritten:
+    """Return what conda-lock's content hash is made of; channels of the options replace others."""
+    return SpecAsWritten(
+        path=str(spec.path.absolute()),
+        channels=options.channels or spec.channels,
+        system=spec.options.system,
+    )
 
 
 def conda_request(
@@ -61,18 +71,15 @@ def conda_request(
             conda, replacements = relaxed_pins(conda, channels, options, indexes)
     warn_of(replacements, channels)
     request = CondaRequest(
-        spec_path=str(spec.path.absolute()),
+        written=spec_as_written(spec, options),
         platforms=tuple(conda),
         channels=channels,
-        channels_as_written=options.channels or spec.channels,
         conda=conda,
         has_pip=bool(spec.pip),
-        system=spec.options.system,
         solver=str(options.solver.absolute()) if options.solver else None,
         kept=tuple(item for item in kept if item.manager == "conda"),
         updated=options.updated,
         exclude_newer=options.exclude_newer,
-        known_hashes=known_hashes(spec, options.channels or spec.channels),
         # The spec decides before a `.condarc`.
         priority=spec.options.channel_priority or names.priority or "strict",
         offline=options.offline,
@@ -92,17 +99,15 @@ def _check_foreign(spec: Spec, solver: Path) -> None:
 def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> CondaAnswer:
     """Solve the conda half for each platform, several at once; the first that fails raises.
 
+    The answer has content hashes only where conda-lock solves.
     Raises SpecError when it has no solution, StoreError when a channel cannot be reached.
     """
     if request.solver:
         return _solve_by_conda(request, name, progress)
     with (
         tempfile.TemporaryDirectory(prefix="envferry-index-") as directory,
-        Workers(1, "hash") as hasher,
         Workers(SOLVERS, "solve") as threads,
     ):
-        # It takes conda-lock seconds, in which the platforms are solved.
-        hashes = hasher.submit(content_hashes, request)
         reading = f"locking {name}: what the channels have"
         with (
             cached_indexes(offline=request.offline) as indexes,
@@ -120,40 +125,32 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
             platform: threads.submit(solve_platform, part, platform)
             for platform, part in zip(request.platforms, wanted, strict=True)
         }
-        answers = list(_answers(request, futures, name, progress, hashes))
-        return _join_answers(answers, hashes.result())
+        return _join_answers(request, futures, name, progress)
 
 
 def _solve_by_conda(request: CondaRequest, name: str, progress: Progress) -> CondaAnswer:
     with Workers(SOLVERS, "solve") as threads:
         futures = {
-            platform: threads.submit(ask_conda_lock, replace(request, platforms=(platform,)))
+            platform: threads.submit(
+                ask_conda_lock,
+                CondaLockRequest(written=request.written, platforms=(platform,), solve=request),
+            )
             for platform in request.platforms
         }
-        answers = list(_answers(request, futures, name, progress))
-    hashes = {k: v for answer in answers for k, v in answer.content_hashes.items()}
-    return _join_answers(answers, hashes)
+        return _join_answers(request, futures, name, progress)
 
 
-def _answers(
-    request: CondaRequest,
-    futures: dict[str, Future[CondaAnswer]],
-    name: str,
-    progress: Progress,
-    hashes: Future[dict[str, str]] | None = None,
-) -> Iterator[CondaAnswer]:
-    """Yield the solution for each platform, with `hashes` done, too; raise when one has none."""
+def _join_answers(
+    request: CondaRequest, futures: dict[str, Future[CondaAnswer]], name: str, progress: Progress
+) -> CondaAnswer:
+    """Wait for the solution for each platform; raise when one has none."""
+    packages: list[LockedPackage] = []
+    content_hashes: dict[str, str] = {}
     for platform, future in futures.items():
         with progress.task(f"locking {name}: conda packages for {platform}"):
             answer = future.result()
             if answer.error:
                 raise explain(answer, request)
-            # Inside of the task, so that a wait for conda-lock is shown as part of it.
-            if hashes:
-                hashes.result()
-        yield answer
-
-
-def _join_answers(answers: list[CondaAnswer], content_hashes: dict[str, str]) -> CondaAnswer:
-    packages = tuple(package for answer in answers for package in answer.packages)
-    return CondaAnswer(packages=packages, content_hashes=content_hashes)
+        packages += answer.packages
+        content_hashes |= answer.content_hashes
+    return CondaAnswer(packages=tuple(packages), content_hashes=content_hashes)
