@@ -14,12 +14,13 @@ from envferry.install.programs.in_use import TreeUsers, describe, look_for_users
 from envferry.install.programs.integrations import forget_integrations
 from envferry.install.records.env_home import TRASH
 from envferry.install.records.events import UNKNOWN_ACTOR, Actor, note_event
-from envferry.install.records.installed import not_installed, seen_trees
-from envferry.install.records.seen_files import links_removed
+from envferry.install.records.installed import not_installed
+from envferry.install.records.removed_links import links_removed
 from envferry.install.tree.mounting import refuse_mounts, unmount
 from envferry.install.tree.moves import discard_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from envferry.install.records.env_home import EnvHome
@@ -61,17 +62,17 @@ def remove_old(
         if current:
             kept[current] = "current"
         removed = []
-        for id_ in ids:
-            if id_ in kept:
-                continue
-            usage = look_for_users(home.tree(id_))
-            if usage.users or (usage.unseen and not assume_unused):
-                kept[id_] = why_kept(usage)
-                continue
-            if not dry_run:
-                remove_one(home, id_)
-                note_event(home, actor, "removed", id_)
-            removed.append(id_)
+        old = [id_ for id_ in ids if id_ not in kept]
+        with _links_removed(home, old, dry_run=dry_run):
+            for id_ in old:
+                usage = look_for_users(home.tree(id_))
+                if usage.users or (usage.unseen and not assume_unused):
+                    kept[id_] = why_kept(usage)
+                    continue
+                if not dry_run:
+                    remove_one(home, id_)
+                    note_event(home, actor, "removed", id_)
+                removed.append(id_)
     return Removal(name=home.name, removed=tuple(removed), kept=kept)
 
 
@@ -93,7 +94,8 @@ def remove_named(
             raise TargetOccupied(message, hint=f"run `envferry rollback {home.name}` first")
         refuse_used(home, id_, assume_unused=assume_unused)
         if not dry_run:
-            remove_one(home, id_)
+            with links_removed(home, (id_,)):
+                remove_one(home, id_)
             note_event(home, actor, "removed", id_)
     return Removal(name=home.name, removed=(id_,), kept={})
 
@@ -116,8 +118,9 @@ def remove_whole(home: EnvHome, *, assume_unused: bool = False, dry_run: bool = 
         forget_integrations(home)
         if home.has_link:
             home.point_at(None)
-        for id_ in ids:
-            remove_one(home, id_)
+        with links_removed(home, ids):
+            for id_ in ids:
+                remove_one(home, id_)
         # With the lock file, whose next holder sees that it is gone.
         remove_tree(home.directory)
     return Removal(name=home.name, removed=tuple(ids), kept={})
@@ -126,6 +129,13 @@ def remove_whole(home: EnvHome, *, assume_unused: bool = False, dry_run: bool = 
 def _changing(home: EnvHome, *, dry_run: bool) -> AbstractContextManager[None]:
     """Hold the lock of an environment that is going to be changed."""
     return nullcontext() if dry_run else changing(home)
+
+
+def _links_removed(
+    home: EnvHome, ids: Sequence[str], *, dry_run: bool
+) -> AbstractContextManager[None]:
+    """Keep the notes of the other installations right, unless nothing is going to be removed."""
+    return nullcontext() if dry_run or not ids else links_removed(home, ids)
 
 
 def require_installed(home: EnvHome) -> None:
@@ -164,10 +174,7 @@ def remove_one(home: EnvHome, id_: str) -> None:
     unmount(home.tree(id_))
     home.image(id_).unlink(missing_ok=True)
     try:
-        # To remove a name changes the ctime of a file that other installations have, too, by which
-        # their notes tell that it is unchanged.
-        with links_removed(seen_trees(home, but=id_)):
-            discard_directory(home.tree(id_), home.directory / f"{TRASH}{id_}")
+        discard_directory(home.tree(id_), home.directory / f"{TRASH}{id_}")
     except PermissionError as error:
         message = f"cannot remove {error.filename or home.tree(id_)}: {error.strerror}"
         raise HostError(message, hint="run it as the user who owns it") from error

@@ -45,7 +45,7 @@ def preview_staging(plan: InstallPlan) -> InstallPreview:
     kept = find_leftover(plan)
     rest = plan.reusable.candidates(plan.archive.index, plan.relocation, kept.files)
     # How files would be linked does not matter: without a target nothing is written.
-    supply = FileSharer(plan.archive.index, rest, Link.COPY, known=plan.reusable.known)
+    supply = FileSharer(plan.archive.index, rest, Link.COPY, plan.reusable)
     present = kept.files | supply.verify(plan.options.threads)
     return preview_plan(plan, present, needed_frames(plan.archive, present, kept.frames))
 
@@ -151,7 +151,7 @@ def fill_tree(
             size = sum(archive.index.files[number].size for number in rest)
             link = choose_link(partial, plan.options.link)
             with progress.task(f"share files of {home.name}", size) as advance:
-                supply = FileSharer(archive.index, rest, link, advance, plan.reusable.known)
+                supply = FileSharer(archive.index, rest, link, plan.reusable, advance)
                 shared = supply.put_into(partial, plan.options.threads)
             present |= shared
             sharing = describe_sharing(plan, supply)

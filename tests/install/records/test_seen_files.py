@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from envferry.install.activation import roll_back
 from envferry.install.records.env_home import EnvHome
 from envferry.install.records.seen_files import SeenFiles
-from envferry.install.remove import remove_old
+from envferry.install.remove import remove_named, remove_old, remove_whole
 from envferry.install.tree.link_mode import Link
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
@@ -203,6 +204,43 @@ def test_removing_an_old_version_does_not_make_the_next_update_read(
     remove_old(EnvHome.of(envs, "demo"), 1, assume_unused=True)
     assert (envs / "demo" / LARGE).stat().st_nlink == 1
     assert update(archives[2], envs) < MOST_READ
+    assert verified(envs).differences == ()
+
+
+@pytest.mark.parametrize("is_removed", [False, True], ids=["stays", "is removed"])
+def test_an_update_after_a_rollback_does_not_read(
+    archives: list[Path], envs: Path, *, is_removed: bool
+) -> None:
+    """The older version's own note has ctimes from before its files were linked."""
+    home = EnvHome.of(envs, "demo")
+    update(archives[0], envs)
+    update(archives[1], envs)
+    bad = home.current_id() or ""
+    roll_back(home, None)
+    if is_removed:
+        remove_named(home, bad, assume_unused=True)
+    assert update(archives[2], envs) < MOST_READ
+    assert verified(envs).differences == ()
+
+
+def test_removing_all_of_an_environment_keeps_what_another_knows(
+    archives: list[Path], envs: Path
+) -> None:
+    update(archives[0], envs, name="other")
+    update(archives[1], envs)
+    remove_whole(EnvHome.of(envs, "demo"), assume_unused=True)
+    assert update(archives[2], envs, name="other") < MOST_READ
+
+
+def test_what_was_changed_after_a_rollback_stays_unknown(archives: list[Path], envs: Path) -> None:
+    home = EnvHome.of(envs, "demo")
+    update(archives[0], envs)
+    update(archives[1], envs)
+    bad = home.current_id() or ""
+    roll_back(home, None)
+    write_in_place(envs / "demo" / LARGE, b"changed")
+    remove_named(home, bad, assume_unused=True)
+    update(archives[2], envs)
     assert verified(envs).differences == ()
 
 

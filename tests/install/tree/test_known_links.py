@@ -12,7 +12,7 @@ import pytest
 from envferry.archive.contents import Content, FileState
 from envferry.archive.reader import Archive, FileSource
 from envferry.install.tree.link_mode import Link
-from envferry.install.tree.reuse import FileSharer
+from envferry.install.tree.reuse import FileSharer, ReusableTrees
 from tests.support.archives import small_archive
 
 if TYPE_CHECKING:
@@ -50,9 +50,10 @@ class Known:
     def take(self) -> bool:
         """Link it without reading it, if that can be."""
         checksum = self.index.files[self.number].xxh128
-        known = {(FileState.of(self.donor.lstat()), checksum)}
+        reusable = ReusableTrees()
+        reusable.known.add((FileState.of(self.donor.lstat()), checksum))
         places = {self.number: (str(self.donor), Content(len(NOISE), checksum))}
-        sharer = FileSharer(self.index, places, Link.HARDLINK, known=known)
+        sharer = FileSharer(self.index, places, Link.HARDLINK, reusable)
         is_taken = sharer.take_unread(self.number, f"{self.target.parents[1]}")
         assert not deeds, "the deed was done"
         return is_taken

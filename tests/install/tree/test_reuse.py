@@ -12,16 +12,25 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.archive.contents import Content, FileState, open_holding
+from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive, FileSource
 from envferry.install.records.env_home import EnvHome
 from envferry.install.remove import remove_whole
 from envferry.install.stage import InstallOptions, install_artifact
 from envferry.install.tree.link_mode import Link
-from envferry.install.tree.reuse import FileSharer, copy_content, hard_link
+from envferry.install.tree.reuse import (
+    SMALL_INDEX,
+    FileSharer,
+    OfferedTree,
+    ReusableTrees,
+    WaitingTree,
+    copy_content,
+    hard_link,
+)
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
 from tests.conftest import require
-from tests.support.archives import small_archive
+from tests.support.archives import PREFIX, small_archive
 from tests.support.installing import install, output_of
 
 if TYPE_CHECKING:
@@ -69,7 +78,7 @@ def test_a_file_that_was_written_to_is_not_taken(
     donor.write_bytes(other)
     try:
         for link in Link:
-            supply = FileSharer(index, {number: (str(donor), content)}, link)
+            supply = FileSharer(index, {number: (str(donor), content)}, link, ReusableTrees())
             assert not supply.place(held, number, f"{tmp_path}/copy")
             assert not (tmp_path / "copy").exists()
             assert not supply.linked
@@ -94,12 +103,13 @@ def test_a_known_file_is_linked_as_long_as_it_is_the_same(
         donor.chmod(entry.mode & ~0o222)
     time = index.mtime + (change == "another time")
     os.utime(donor, (time, time))
-    known = {(FileState.of(donor.lstat()), entry.xxh128)}
+    reusable = ReusableTrees()
+    reusable.known.add((FileState.of(donor.lstat()), entry.xxh128))
     if change == "written to":
         donor.chmod(0o644)
         donor.write_bytes(NOISE[::-1])
     place = (str(donor), Content(entry.size, entry.xxh128))
-    sharer = FileSharer(index, {number: place}, Link.HARDLINK, known=known)
+    sharer = FileSharer(index, {number: place}, Link.HARDLINK, reusable)
     is_linked = change in ("nothing", "writable")
     assert sharer.take_unread(number, f"{target}") == is_linked
     assert (target / entry.path).exists() == is_linked
@@ -237,3 +247,36 @@ def test_what_cannot_be_linked_is_copied(
     assert output_of(envs) == "version 2"
     assert whole(envs)
     assert (envs / "demo/lib/noise").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize(
+    ("index_bytes", "read"),
+    [(SMALL_INDEX, ["first", "second"]), (SMALL_INDEX + 1, ["first"])],
+    ids=["a small index", "a large one"],
+)
+def test_trees_are_not_looked_into_for_the_little_that_is_missing(
+    archives: tuple[Path, Path], tmp_path: Path, index_bytes: int, read: list[str]
+) -> None:
+    """A host may keep a dozen versions, each of which has 69,000 files."""
+    indexes = []
+    for archive in archives:
+        with FileSource(archive) as source:
+            indexes.append(Archive(source).index)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "bin").mkdir()
+    looked_into = []
+
+    def waiting(name: str, index_bytes: int) -> WaitingTree:
+        def look() -> OfferedTree:
+            looked_into.append(name)
+            return OfferedTree(
+                root=str(tmp_path), index=indexes[0], edited={}, same_prefixes=True, known=()
+            )
+
+        return WaitingTree(index_bytes, look)
+
+    reusable = ReusableTrees([waiting("first", 1000), waiting("second", index_bytes)])
+    relocation = Relocation(PREFIX, PREFIX, indexes[1])
+    found = reusable.candidates(indexes[1], relocation)
+    assert {indexes[1].files[number].path for number in found} == {"lib/noise"}
+    assert looked_into == read

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from envferry.archive.contents import Content
@@ -11,7 +13,7 @@ from envferry.archive.prefixes import Relocation
 from envferry.errors import HostError, IntegrityError, NotFound, PipelineError
 from envferry.install.records.env_home import HOME, EnvHome
 from envferry.install.records.seen_files import SeenTree, known_contents, read_seen
-from envferry.install.tree.reuse import ReusableTrees
+from envferry.install.tree.reuse import OfferedTree, ReusableTrees, WaitingTree
 from envferry.install.tree.tree_check import InstalledTree
 from envferry.names import NAME_PATTERN
 from envferry.suggestions import did_you_mean
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     from envferry.archive.index import Index
     from envferry.install.records.installation import Installation
+
+log = logging.getLogger(__name__)
 
 
 def chosen_id(home: EnvHome, id_: str | None) -> str:
@@ -107,35 +111,38 @@ def find_reusable(home: EnvHome, wanted: Installation, *, read_all: bool) -> Reu
 
     Unless all is to be read before it is shared, what files looked like last is offered, too.
     """
-    reusable = ReusableTrees()
+    waiting = []
     for other, record in all_installations(home):
-        if record.mounted:
-            continue  # nothing can be linked out of an image
-        same = (record.built_prefix, record.prefix) == (wanted.built_prefix, wanted.prefix)
-        try:
-            index = read_index(other, record.id)
-        except PipelineError:
-            continue
-        tree = SeenTree(str(other.tree(record.id)), index, edited_contents(record))
-        reusable.offer(tree.root, index, tree.edited, same_prefixes=same)
-        seen = None if read_all else read_seen(other, record.id, len(index.files))
-        if seen:
-            reusable.known.update(known_contents(seen, tree))
-    return reusable
+        if not record.mounted:  # nothing can be linked out of an image
+            with contextlib.suppress(FileNotFoundError):
+                size = other.index(record.id).stat().st_size
+                read = partial(read_offer, other, record, wanted, read_all=read_all)
+                waiting.append(WaitingTree(size, read))
+    return ReusableTrees(waiting)
 
 
-def seen_trees(home: EnvHome, but: str) -> dict[tuple[EnvHome, str], SeenTree]:
-    """Return all installed trees of a host that there is a note of, but one of this environment."""
-    found = {}
-    for other, record in all_installations(home):
-        is_meant = (other.name, record.id) == (home.name, but)
-        if record.mounted or is_meant or not other.seen(record.id).is_file():
-            continue
-        with contextlib.suppress(PipelineError):
-            index = read_index(other, record.id)
-            tree = SeenTree(str(other.tree(record.id)), index, edited_contents(record))
-            found[other, record.id] = tree
-    return found
+def read_offer(
+    home: EnvHome, record: Installation, wanted: Installation, *, read_all: bool
+) -> OfferedTree | None:
+    """Read what an installed tree offers to a new one; None where that cannot be."""
+    try:
+        tree = seen_tree(home, record, read_index(home, record.id))
+    except PipelineError as error:
+        log.info("%s@%s is skipped: %s", home.name, record.id, error)
+        return None
+    seen = None if read_all else read_seen(home, record.id)
+    return OfferedTree(
+        root=tree.root,
+        index=tree.index,
+        edited=tree.edited,
+        same_prefixes=(record.built_prefix, record.prefix) == (wanted.built_prefix, wanted.prefix),
+        known=known_contents(seen, tree) if seen else (),
+    )
+
+
+def seen_tree(home: EnvHome, record: Installation, index: Index) -> SeenTree:
+    """Return an installed tree with what it holds."""
+    return SeenTree(str(home.tree(record.id)), index, edited_contents(record))
 
 
 def is_at_its_prefix(home: EnvHome, installation: Installation) -> bool:

@@ -106,7 +106,12 @@ def state_of(path: str, owners: Collection[int]) -> FileState | None:
 
 
 def known_contents(seen: SeenFiles, tree: SeenTree) -> Iterator[tuple[FileState, str]]:
-    """Yield what files must look like now to hold what they held, with their XXH3-128."""
+    """Yield what files must look like now to hold what they held, with their XXH3-128.
+
+    Nothing where the note is not about so many files as the tree has.
+    """
+    if len(seen.files) != len(tree.index.files):
+        return
     mtime_ns = tree.index.mtime * 10**9
     for entry, (inode, ctime_ns) in zip(tree.index.files, seen.files, strict=True):
         if inode:
@@ -161,11 +166,10 @@ def being_read(home: EnvHome, id_: str, tree: SeenTree) -> Iterator[set[str]]:
         write_seen(home, id_, msgspec.structs.replace(before, files=tuple(files)))
 
 
-def read_seen(home: EnvHome, id_: str, files: int) -> SeenFiles | None:
+def read_seen(home: EnvHome, id_: str) -> SeenFiles | None:
     """Return the note of an installation; None where there is none that can be believed.
 
-    It must be of this boot, about this id and so many files, and only root and this user may
-    have written it.
+    It must be of this boot and about this id, and only root and this user may have written it.
     """
     path = home.seen(id_)
     try:
@@ -175,36 +179,5 @@ def read_seen(home: EnvHome, id_: str, files: int) -> SeenFiles | None:
     except (OSError, PipelineError) as error:
         log.info("%s is not read: %s", path, error)
         return None
-    if seen.boot != boot_id() or len(seen.files) != files:
-        return None
-    return seen if seen.id == id_ and has_own_times(home.directory) else None
-
-
-@contextmanager
-def links_removed(trees: Mapping[tuple[EnvHome, str], SeenTree]) -> Iterator[None]:
-    """Keep notes right while names of shared files are removed, which changes their ctimes.
-
-    What a note knew of a file before stays known if it is the same file, of the same size and time,
-    after it.
-    """
-    before = {}
-    for (home, id_), tree in trees.items():
-        seen = read_seen(home, id_, len(tree.index.files))
-        if seen:
-            before[home, id_] = {
-                number: state
-                for number, state in states_of(tree).items()
-                if (state.device, *state.note) == (seen.device, *seen.files[number])
-            }
-    yield
-    for (home, id_), states in before.items():
-        with suppressed(home, id_):
-            seen = look_at(trees[home, id_], home.directory)
-            if seen:
-                files = [
-                    note if number in states and note[0] == states[number].inode else UNKNOWN
-                    for number, note in enumerate(seen.files)
-                ]
-                # The notes of trees that share no file with the one that goes are still right.
-                if any(files[number] != state.note for number, state in states.items()):
-                    write_seen(home, id_, msgspec.structs.replace(seen, files=tuple(files)))
+    is_of_now = seen.boot == boot_id() and seen.id == id_
+    return seen if is_of_now and has_own_times(home.directory) else None
