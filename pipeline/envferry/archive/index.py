@@ -151,6 +151,23 @@ def decode_index(frame: bytes, what: str) -> Index:
 
     Raises IntegrityError when the frame is damaged or no index, SpecError for another schema.
     """
+    text = index_text(frame, what)
+    try:
+        # First the schema alone: an index of another one need not decode as ours does.
+        schema = decode_json(text, IndexSchema).schema
+        if schema != SCHEMA:
+            message = f"{what} has schema {schema}, this envferry reads schema {SCHEMA}"
+            raise SpecError(message, hint="install a newer envferry")
+        return decode_json(text, Index)
+    except msgspec.MsgspecError as error:
+        raise damaged_index(what, error) from error
+
+
+def index_text(frame: bytes, what: str) -> bytes:
+    """Return the JSON of the index that a skippable frame holds; `what` names the archive.
+
+    Raises IntegrityError when the frame is damaged or no index.
+    """
     # 16: eight bytes of the skippable frame's header, eight of INDEX_MAGIC.
     checksum, compressed = frame[16:INDEX_HEADER], frame[INDEX_HEADER:]
     # The length counts as well: by another one, zstd would take a part of this for a frame.
@@ -160,20 +177,18 @@ def decode_index(frame: bytes, what: str) -> Index:
         message = f"{what} has no envferry index where one must be"
         raise IntegrityError(message, hint="was it made by `envferry pack`? copy it again if so")
     if xxhash.xxh3_128_digest(compressed) != checksum:
-        message = f"the index of {what} is damaged: its checksum is wrong"
-        raise IntegrityError(message, hint="copy or fetch the archive again")
+        raise damaged_index(what, "its checksum is wrong")
+    most = SMALL_INDEX_BYTES + MAX_INDEX_RATIO * len(compressed)
     try:
-        most = SMALL_INDEX_BYTES + MAX_INDEX_RATIO * len(compressed)
-        text = decompress_bounded(compressed, min(most, MAX_INDEX_BYTES))
-        # First the schema alone: an index of another one need not decode as ours does.
-        schema = decode_json(text, IndexSchema).schema
-        if schema != SCHEMA:
-            message = f"{what} has schema {schema}, this envferry reads schema {SCHEMA}"
-            raise SpecError(message, hint="install a newer envferry")
-        return decode_json(text, Index)
-    except (msgspec.MsgspecError, zstandard.ZstdError) as error:
-        message = f"the index of {what} is damaged: {error}"
-        raise IntegrityError(message, hint="copy or fetch the archive again") from error
+        return decompress_bounded(compressed, min(most, MAX_INDEX_BYTES))
+    except zstandard.ZstdError as error:
+        raise damaged_index(what, error) from error
+
+
+def damaged_index(what: str, fault: object) -> IntegrityError:
+    """Return the error for an index that cannot be what was written."""
+    message = f"the index of {what} is damaged: {fault}"
+    return IntegrityError(message, hint="copy or fetch the archive again")
 
 
 def skippable_frame(magic: int, payload: bytes) -> bytes:

@@ -19,7 +19,7 @@ from envferry.install.records.events import UNKNOWN_ACTOR, Actor
 from envferry.install.records.installation import Installation, Origin
 from envferry.install.records.installed import find_reusable, open_installed
 from envferry.install.tree.link_mode import Link
-from envferry.install.tree.reuse import ReusableTrees
+from envferry.install.tree.reusable_trees import ReusableTrees
 from envferry.install.tree.tree_check import faults_among, top_faults
 from envferry.models import Checks, Manifest, SystemRequirements
 from envferry.names import ENVS_DIR, check_env_prefix

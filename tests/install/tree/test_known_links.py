@@ -12,7 +12,8 @@ import pytest
 from envferry.archive.contents import Content, FileState
 from envferry.archive.reader import Archive, FileSource
 from envferry.install.tree.link_mode import Link
-from envferry.install.tree.reuse import FileSharer, ReusableTrees
+from envferry.install.tree.reusable_trees import ReusableTrees
+from envferry.install.tree.reuse import FileSharer
 from tests.support.archives import small_archive
 
 if TYPE_CHECKING:

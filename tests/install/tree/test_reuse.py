@@ -18,15 +18,8 @@ from envferry.install.records.env_home import EnvHome
 from envferry.install.remove import remove_whole
 from envferry.install.stage import InstallOptions, install_artifact
 from envferry.install.tree.link_mode import Link
-from envferry.install.tree.reuse import (
-    SMALL_INDEX,
-    FileSharer,
-    OfferedTree,
-    ReusableTrees,
-    WaitingTree,
-    copy_content,
-    hard_link,
-)
+from envferry.install.tree.reusable_trees import OfferedTree, ReusableTrees, WaitingTree
+from envferry.install.tree.reuse import FileSharer, copy_content, hard_link
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
 from tests.conftest import require
@@ -37,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from envferry.archive.index import Index
     from envferry.progress import Expected
 
 
@@ -249,13 +243,8 @@ def test_what_cannot_be_linked_is_copied(
     assert (envs / "demo/lib/noise").stat().st_nlink == 1
 
 
-@pytest.mark.parametrize(
-    ("index_bytes", "read"),
-    [(SMALL_INDEX, ["first", "second"]), (SMALL_INDEX + 1, ["first"])],
-    ids=["a small index", "a large one"],
-)
-def test_trees_are_not_looked_into_for_the_little_that_is_missing(
-    archives: tuple[Path, Path], tmp_path: Path, index_bytes: int, read: list[str]
+def test_only_trees_that_have_something_are_looked_into(
+    archives: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """A host may keep a dozen versions, each of which has 69,000 files."""
     indexes = []
@@ -264,19 +253,28 @@ def test_trees_are_not_looked_into_for_the_little_that_is_missing(
             indexes.append(Archive(source).index)
     (tmp_path / "lib").mkdir()
     (tmp_path / "bin").mkdir()
-    looked_into = []
+    read: list[str] = []
 
-    def waiting(name: str, index_bytes: int) -> WaitingTree:
-        def look() -> OfferedTree:
-            looked_into.append(name)
+    def waiting(name: str, index: Index) -> WaitingTree:
+        checksums = {entry.xxh128 for entry in index.files}
+
+        def tree() -> OfferedTree:
+            read.append(name)
             return OfferedTree(
-                root=str(tmp_path), index=indexes[0], edited={}, same_prefixes=True, known=()
+                root=str(tmp_path), index=index, edited={}, same_prefixes=True, known=()
             )
 
-        return WaitingTree(index_bytes, look)
+        return WaitingTree(lambda sought: not checksums.isdisjoint(sought), tree)
 
-    reusable = ReusableTrees([waiting("first", 1000), waiting("second", index_bytes)])
+    trees = [waiting("old", indexes[0]), waiting("old, too", indexes[0])]
     relocation = Relocation(PREFIX, PREFIX, indexes[1])
+    reusable = ReusableTrees(trees)
     found = reusable.candidates(indexes[1], relocation)
     assert {indexes[1].files[number].path for number in found} == {"lib/noise"}
-    assert looked_into == read
+    assert read == ["old"]
+
+    read.clear()
+    reusable = ReusableTrees([*trees, waiting("new", indexes[1])])
+    found = reusable.candidates(indexes[1], relocation)
+    assert {indexes[1].files[number].path for number in found} == {"bin/tool", "lib/noise"}
+    assert read == ["old", "new"]

@@ -8,18 +8,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from envferry.archive.contents import Content
-from envferry.archive.index import decode_index
+from envferry.archive.index import decode_index, index_text
 from envferry.archive.prefixes import Relocation
 from envferry.errors import HostError, IntegrityError, NotFound, PipelineError
 from envferry.install.records.env_home import HOME, EnvHome
 from envferry.install.records.seen_files import SeenTree, known_contents, read_seen
-from envferry.install.tree.reuse import OfferedTree, ReusableTrees, WaitingTree
+from envferry.install.tree.reusable_trees import OfferedTree, ReusableTrees, WaitingTree
 from envferry.install.tree.tree_check import InstalledTree
 from envferry.names import NAME_PATTERN
 from envferry.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from envferry.archive.index import Index
@@ -114,11 +114,19 @@ def find_reusable(home: EnvHome, wanted: Installation, *, read_all: bool) -> Reu
     waiting = []
     for other, record in all_installations(home):
         if not record.mounted:  # nothing can be linked out of an image
-            with contextlib.suppress(FileNotFoundError):
-                size = other.index(record.id).stat().st_size
-                read = partial(read_offer, other, record, wanted, read_all=read_all)
-                waiting.append(WaitingTree(size, read))
+            read = partial(read_offer, other, record, wanted, read_all=read_all)
+            waiting.append(WaitingTree(partial(has_one_of, other, record.id), read))
     return ReusableTrees(waiting)
+
+
+def has_one_of(home: EnvHome, id_: str, checksums: Iterable[str]) -> bool:
+    """Whether the index of an installation names one of these XXH3-128 somewhere."""
+    try:
+        text = index_text(home.index(id_).read_bytes(), str(home.index(id_)))
+    except (OSError, PipelineError) as error:
+        log.info("%s@%s is skipped: %s", home.name, id_, error)
+        return False
+    return any(checksum.encode() in text for checksum in checksums)
 
 
 def read_offer(

@@ -1,4 +1,4 @@
-"""Files of other installations that hold what a new one needs."""
+"""Share files of other installations with a new one: linked or copied, never changed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ import logging
 import os
 import stat
 import tempfile
-from typing import TYPE_CHECKING, NamedTuple
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from envferry.archive.contents import (
     Content,
     FileState,
     HeldFile,
     batches,
-    expected_content,
     in_parallel,
-    lost_directories,
     open_holding,
 )
 from envferry.base.direct_io import write_all
@@ -27,11 +23,11 @@ from envferry.install.tree.link_mode import Link
 from envferry.install.tree.tree_check import WRITE_BITS, is_mode, read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from envferry.archive.index import FileEntry, Index
-    from envferry.archive.prefixes import Relocation
+    from envferry.install.tree.reusable_trees import ReusableTrees
 
 log = logging.getLogger(__name__)
 
@@ -42,105 +38,6 @@ FICLONE = 0x40049409
 COPY_BYTES = 1 << 30
 FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_BYTES = 1 << 20
-SMALL_INDEX = 64 << 10
-"""Bytes of an index that is read in no time, whatever it may offer."""
-
-
-class OfferedTree(msgspec.Struct, frozen=True, kw_only=True):
-    """What an installed tree has for a new installation."""
-
-    root: str
-    index: Index
-    edited: Mapping[str, Content]
-    """What the files hold whose prefix was edited."""
-    same_prefixes: bool
-    """Whether both prefixes, of the build and of the place, are those of the new installation."""
-    known: Iterable[tuple[FileState, str]]
-    """What its files looked like when they held what the index says."""
-
-
-class WaitingTree(NamedTuple):
-    """An installed tree whose index was not read."""
-
-    index_bytes: int
-    """The size of its index."""
-    read: Callable[[], OfferedTree | None]
-    """Reads it; None where that cannot be."""
-
-    def is_worth(self, size: int) -> bool:
-        """Whether to look here for `size` bytes of files: else they are sooner read elsewhere.
-
-        A host may keep many versions. The index of 69,000 files has 2.3 MB and takes 0.35 s, in
-        which as many bytes come out of an archive as this says.
-        """
-        return size > 0 and (self.index_bytes <= SMALL_INDEX or size > 16 * self.index_bytes)
-
-
-class ReusableTrees:
-    """What installed trees have to offer, by content; each is read when it is needed."""
-
-    def __init__(self, waiting: Iterable[WaitingTree] = ()) -> None:
-        """Offer what these trees have, the likeliest to be like the new one first."""
-        self.waiting = list(waiting)
-        self.places: dict[tuple[str, bool], tuple[str, Content]] = {}
-        self.known: set[tuple[FileState, str]] = set()
-        """What files looked like when they held what their installation says."""
-
-    def read_another(self, size: int) -> bool:
-        """Take in one more tree, in search of so many bytes; return whether one was worth it."""
-        for waiting in self.waiting:
-            if waiting.is_worth(size):
-                self.waiting.remove(waiting)
-                if tree := waiting.read():
-                    self.offer(tree)
-                return True
-        return False
-
-    def learn_more(self, size: int) -> bool:
-        """Take in what others know of files that make up so many bytes; False where none does.
-
-        Of several trees that share a file, the note of the one that linked it last is right.
-        """
-        before = len(self.known)
-        while len(self.known) == before:
-            if not self.read_another(size):
-                return False
-        return True
-
-    def offer(self, tree: OfferedTree) -> None:
-        """Offer the files of an installed tree; the first tree that has a content gives it."""
-        self.known.update(tree.known)
-        lost = lost_directories(tree.root, tree.index)
-        for entry in tree.index.files:
-            is_edited = entry.path in tree.edited
-            if entry.path.rpartition("/")[0] in lost:
-                continue
-            # Edited files only where both prefixes are the same.
-            if entry.size and (tree.same_prefixes or not is_edited):
-                # By the checksum in the archive: a new index has that one, also for files that
-                # will be edited.
-                place = (f"{tree.root}/{entry.path}", expected_content(entry, tree.edited))
-                self.places.setdefault((entry.xxh128, is_edited), place)
-
-    def candidates(
-        self, index: Index, relocation: Relocation, present: Collection[int] = ()
-    ) -> dict[int, tuple[str, Content]]:
-        """Return, by file number, who offers what is not present."""
-        # Empty files are made from the index alone.
-        wanted = {
-            number: (entry.xxh128, relocation.changes(entry))
-            for number, entry in enumerate(index.files)
-            if entry.size and number not in present
-        }
-        while True:
-            found = {
-                number: place
-                for number, key in wanted.items()
-                if (place := self.places.get(key)) is not None
-            }
-            missing = sum(index.files[number].size for number in wanted if number not in found)
-            if not self.read_another(missing):
-                return found
 
 
 class FileSharer:
@@ -189,17 +86,21 @@ class FileSharer:
         is_unread = target is None or self.link is Link.HARDLINK
         # A few short system calls a file: threads would spend more on passing the interpreter's
         # lock to each other.
-        while is_unread and (self.known or self.reusable.learn_more(self.size_of(self.unknown))):
+        while is_unread and (self.known or self.learn_more()):
             looked_at, self.unknown = self.unknown, []
             for batch in batches(self.index.files, looked_at):
                 known = [number for number in batch if self.take_unread(number, target)]
                 self.advance(self.size_of(known))
                 done.update(known)
-            is_unread = self.reusable.learn_more(self.size_of(self.unknown))
+            is_unread = self.learn_more()
         rest = [number for number in self.candidates if number not in done]
         for batch in in_parallel(self.index, rest, work, threads):
             done.update(batch)
         return done
+
+    def learn_more(self) -> bool:
+        """Whether another installation knows of files that are not known; it is asked now."""
+        return self.reusable.learn_more([self.index.files[number] for number in self.unknown])
 
     def size_of(self, numbers: Iterable[int]) -> int:
         """Return how many bytes files have together."""
