@@ -114,10 +114,9 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
         # As text: two Path objects for each of 70,000 files cost more than linking them.
         source, target = f"{self.tree}/", f"{work.tree}/"
         try:
-            work.tree.mkdir(mode=0o755, exist_ok=True)
-            # Sorted, a folder comes before what is in it.
-            for folder in sorted(_folders(self.tree, self.dropped, held)):
-                os.mkdir(target + folder, 0o755)  # noqa: PTH102
+            work.tree.mkdir(exist_ok=True)
+            for folder in _folders(self.tree, self.dropped, held):
+                os.makedirs(target + folder, exist_ok=True)  # noqa: PTH103
             for path in kept:
                 # follow_symlinks=False links the symbolic link itself, not what it leads to.
                 os.link(source + path, target + path, follow_symlinks=False)

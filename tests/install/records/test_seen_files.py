@@ -207,9 +207,10 @@ def test_removing_an_old_version_does_not_make_the_next_update_read(
     assert verified(envs).differences == ()
 
 
+@pytest.mark.parametrize("link", [Link.HARDLINK, Link.COPY])
 @pytest.mark.parametrize("is_removed", [False, True], ids=["stays", "is removed"])
 def test_an_update_after_a_rollback_does_not_read(
-    archives: list[Path], envs: Path, *, is_removed: bool
+    archives: list[Path], envs: Path, link: Link, *, is_removed: bool
 ) -> None:
     """The older version's own note has ctimes from before its files were linked."""
     home = EnvHome.of(envs, "demo")
@@ -219,8 +220,32 @@ def test_an_update_after_a_rollback_does_not_read(
     roll_back(home, None)
     if is_removed:
         remove_named(home, bad, assume_unused=True)
-    assert update(archives[2], envs) < MOST_READ
+    copied = len(NOISE) if link is Link.COPY else 0
+    assert update(archives[2], envs, link) < MOST_READ + copied
     assert verified(envs).differences == ()
+
+
+def test_removing_a_version_without_a_note_keeps_what_the_others_know(
+    archives: list[Path], envs: Path
+) -> None:
+    """After another boot its note counts no more, but its files are shared all the same."""
+    update(archives[0], envs)
+    note_of(envs).unlink()
+    update(archives[1], envs)
+    remove_old(EnvHome.of(envs, "demo"), 1, assume_unused=True)
+    assert update(archives[2], envs) < MOST_READ
+
+
+def test_a_note_about_other_files_does_not_stop_a_removal(archives: list[Path], envs: Path) -> None:
+    for archive in archives[:2]:
+        update(archive, envs)
+        update(archive, envs, name="other")
+    home = EnvHome.of(envs, "other")
+    path = home.seen(home.current_id() or "")
+    seen = msgspec.json.decode(path.read_bytes(), type=SeenFiles)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(seen, files=seen.files[1:])))
+    remove_whole(EnvHome.of(envs, "demo"), assume_unused=True)
+    assert not (envs / ".envferry/demo").exists()
 
 
 def test_removing_all_of_an_environment_keeps_what_another_knows(

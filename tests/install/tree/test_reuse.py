@@ -264,7 +264,7 @@ def test_only_trees_that_have_something_are_looked_into(
                 root=str(tmp_path), index=index, edited={}, same_prefixes=True, known=()
             )
 
-        return WaitingTree(lambda sought: not checksums.isdisjoint(sought), tree)
+        return WaitingTree(lambda: checksums, tree)
 
     trees = [waiting("old", indexes[0]), waiting("old, too", indexes[0])]
     relocation = Relocation(PREFIX, PREFIX, indexes[1])
@@ -278,3 +278,15 @@ def test_only_trees_that_have_something_are_looked_into(
     found = reusable.candidates(indexes[1], relocation)
     assert {indexes[1].files[number].path for number in found} == {"bin/tool", "lib/noise"}
     assert read == ["old", "new"]
+
+
+def test_what_is_left_is_shared_where_the_largest_files_are_new(tmp_path: Path) -> None:
+    same = {f"lib/same-{number}": os.urandom(2000) for number in range(40)}
+    for version in (0, 1):
+        new = {f"lib/large-{number}": os.urandom(5000) for number in range(40)}
+        small_archive(tmp_path / str(version), {**same, **new})
+    envs = tmp_path / "envs"
+    install(tmp_path / "0", envs, link=Link.HARDLINK)
+    record = install(tmp_path / "1", envs, link=Link.HARDLINK)
+    assert record.sharing is not None
+    assert record.sharing.files == len(same)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,15 @@ from envferry.names import NAME_PATTERN
 from envferry.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Set
     from pathlib import Path
 
     from envferry.archive.index import Index
     from envferry.install.records.installation import Installation
 
 log = logging.getLogger(__name__)
+
+CHECKSUM = re.compile(rb'"xxh128":\s*"([0-9a-f]{32})"')
 
 
 def chosen_id(home: EnvHome, id_: str | None) -> str:
@@ -115,18 +118,18 @@ def find_reusable(home: EnvHome, wanted: Installation, *, read_all: bool) -> Reu
     for other, record in all_installations(home):
         if not record.mounted:  # nothing can be linked out of an image
             read = partial(read_offer, other, record, wanted, read_all=read_all)
-            waiting.append(WaitingTree(partial(has_one_of, other, record.id), read))
+            waiting.append(WaitingTree(partial(checksums_in, other, record.id), read))
     return ReusableTrees(waiting)
 
 
-def has_one_of(home: EnvHome, id_: str, checksums: Iterable[str]) -> bool:
-    """Whether the index of an installation names one of these XXH3-128 somewhere."""
+def checksums_in(home: EnvHome, id_: str) -> Set[str]:
+    """Return all XXH3-128 that the index of an installation names, those of frames among them."""
     try:
         text = index_text(home.index(id_).read_bytes(), str(home.index(id_)))
     except (OSError, PipelineError) as error:
         log.info("%s@%s is skipped: %s", home.name, id_, error)
-        return False
-    return any(checksum.encode() in text for checksum in checksums)
+        return set()
+    return {checksum.decode() for checksum in CHECKSUM.findall(text)}
 
 
 def read_offer(

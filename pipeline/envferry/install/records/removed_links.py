@@ -71,7 +71,9 @@ def links_removed(home: EnvHome, gone: Collection[str]) -> Iterator[None]:
     for noted in noted_trees(home):
         is_going = noted.home.name == home.name and noted.record.id in gone
         (going if is_going else staying).append(noted)
-    right = list(right_files(staying, going))
+    # Of a tree without a note, it is not known which files it shares.
+    is_noted = len(going) == len(gone)
+    right = list(right_files(staying, going if is_noted else [*going, *staying]))
     yield
     for files in right:
         with suppressed(files.noted.home, files.noted.record.id):
@@ -94,6 +96,8 @@ def right_files(staying: Sequence[NotedTree], going: Sequence[NotedTree]) -> Ite
         others = {inode for inode in inodes if own[inode] != newest[inode]}
         try:
             tree = noted.read()
+            if len(tree.index.files) != len(noted.seen.files):
+                continue  # written by something else
             known = set(known_contents(noted.seen, tree))
             for one in going:
                 if others & {inode for inode, ctime in one.seen.files if ctime == newest[inode]}:

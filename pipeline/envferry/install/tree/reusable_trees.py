@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from heapq import nlargest
-from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -11,13 +9,10 @@ import msgspec
 from envferry.archive.contents import Content, FileState, expected_content, lost_directories
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 
     from envferry.archive.index import FileEntry, Index
     from envferry.archive.prefixes import Relocation
-
-LOOKED_FOR = 8
-"""How many files are looked for in an index before it is read."""
 
 
 class OfferedTree(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,8 +31,8 @@ class OfferedTree(msgspec.Struct, frozen=True, kw_only=True):
 class WaitingTree(NamedTuple):
     """An installed tree whose index was not read."""
 
-    has_one_of: Callable[[Collection[str]], bool]
-    """Whether its index has one of these XXH3-128: a look at it takes an eighth of reading it."""
+    checksums: Callable[[], Set[str]]
+    """Looks into it for all XXH3-128 that it names, which takes a fifth of reading it."""
     read: Callable[[], OfferedTree | None]
     """Reads it; None where that cannot be."""
 
@@ -58,19 +53,15 @@ class ReusableTrees:
         """What files looked like when they held what their installation says."""
 
     def read_another(self, sought: Iterable[FileEntry]) -> bool:
-        """Take in the next tree that has one of the largest of these files; False where none has.
-
-        The rest may be there without being found: they would be the smaller part.
-        """
-        largest = nlargest(LOOKED_FOR, sought, key=attrgetter("size"))
-        checksums = {entry.xxh128 for entry in largest} - self.nowhere
-        for waiting in self.waiting if checksums else ():
-            if waiting.has_one_of(checksums):
+        """Take in the next tree that has one of these contents; return False where none has."""
+        wanted = {entry.xxh128 for entry in sought} - self.nowhere
+        for waiting in self.waiting if wanted else ():
+            if not wanted.isdisjoint(waiting.checksums()):
                 self.waiting.remove(waiting)
                 if tree := waiting.read():
                     self.offer(tree)
                 return True
-        self.nowhere |= checksums
+        self.nowhere |= wanted
         return False
 
     def learn_more(self, sought: Sequence[FileEntry]) -> bool:

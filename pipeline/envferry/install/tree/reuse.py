@@ -83,16 +83,23 @@ class FileSharer:
             return [number for number in batch if self.take(number, target)]
 
         self.unknown = list(self.candidates)
-        is_unread = target is None or self.link is Link.HARDLINK
+        # A copy is made in parallel, of what is found here to be known, too.
+        is_copy = target is not None and self.link is not Link.HARDLINK
         # A few short system calls a file: threads would spend more on passing the interpreter's
         # lock to each other.
-        while is_unread and (self.known or self.learn_more()):
+        while self.known or self.learn_more():
             looked_at, self.unknown = self.unknown, []
             for batch in batches(self.index.files, looked_at):
-                known = [number for number in batch if self.take_unread(number, target)]
-                self.advance(self.size_of(known))
-                done.update(known)
-            is_unread = self.learn_more()
+                known = [
+                    number
+                    for number in batch
+                    if self.take_unread(number, None if is_copy else target)
+                ]
+                if not is_copy:
+                    self.advance(self.size_of(known))
+                    done.update(known)
+            if not self.learn_more():
+                break
         rest = [number for number in self.candidates if number not in done]
         for batch in in_parallel(self.index, rest, work, threads):
             done.update(batch)
