@@ -613,7 +613,7 @@ def test_a_url_in_the_pip_half_is_more_exact_than_a_name_in_condas(
     needy = TinyPackage(name="needy", version="1.0", depends=("demo", "python"))
     project.channel = make_channel(tmp_path / "demos", [*python_packages(), demo, needy])
     project.write("python=3.10, demo=*, numpy", f"{start}{public_git}")
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="envferry")
     lock = project.lock()
     # conda is solved a second time; the hash of the spec stays what it is.
     assert sum("conda_lock_worker" in one.getMessage() for one in caplog.records) == 1

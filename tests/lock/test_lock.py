@@ -261,7 +261,7 @@ def asked_of_conda_lock(caplog: pytest.LogCaptureFixture) -> int:
 def test_conda_lock_hashes_beside_both_halves(
     torch: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="envferry")
     progress = Watched()
     lock = lock_spec(read_spec(torch), options=LockOptions(relax="build"), progress=progress)
     labels = [label for label, _ in progress.tasks if not label.startswith("looking")]
@@ -274,7 +274,7 @@ def test_conda_lock_hashes_beside_both_halves(
 
 def test_conda_lock_is_not_asked_again(torch: Path, caplog: pytest.LogCaptureFixture) -> None:
     lock = lock_spec(read_spec(torch), options=LockOptions(), progress=Silent())
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="envferry")
     progress = Watched()
     again = lock_spec(read_spec(torch), options=LockOptions(upgrade=True), progress=progress)
     assert again == lock
@@ -295,7 +295,7 @@ def test_a_pip_half_without_a_solution_ends_a_lock_before_its_hash(torch: Path) 
 def test_a_spec_that_conda_lock_cannot_read_has_a_hash_of_ours(
     torch: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="envferry")
     # A selector that conda-lock does not know: it drops the line, and then misses it.
     torch.write_text(torch.read_text().replace("}]\n", "}]  # [not win]\n"))
     lock = lock_spec(read_spec(torch), options=LockOptions(), progress=Silent())
