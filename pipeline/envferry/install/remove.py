@@ -20,7 +20,6 @@ from envferry.install.tree.mounting import refuse_mounts, unmount
 from envferry.install.tree.moves import discard_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from envferry.install.records.env_home import EnvHome
@@ -63,7 +62,7 @@ def remove_old(
             kept[current] = "current"
         removed = []
         old = [id_ for id_ in ids if id_ not in kept]
-        with _links_removed(home, old, dry_run=dry_run):
+        with nullcontext() if dry_run or not old else links_removed(home, old):
             for id_ in old:
                 usage = look_for_users(home.tree(id_))
                 if usage.users or (usage.unseen and not assume_unused):
@@ -129,13 +128,6 @@ def remove_whole(home: EnvHome, *, assume_unused: bool = False, dry_run: bool = 
 def _changing(home: EnvHome, *, dry_run: bool) -> AbstractContextManager[None]:
     """Hold the lock of an environment that is going to be changed."""
     return nullcontext() if dry_run else changing(home)
-
-
-def _links_removed(
-    home: EnvHome, ids: Sequence[str], *, dry_run: bool
-) -> AbstractContextManager[None]:
-    """Keep the notes of the other installations right, unless nothing is going to be removed."""
-    return nullcontext() if dry_run or not ids else links_removed(home, ids)
 
 
 def require_installed(home: EnvHome) -> None:

@@ -137,7 +137,7 @@ def read_offer(
 ) -> OfferedTree | None:
     """Read what an installed tree offers to a new one; None where that cannot be."""
     try:
-        tree = seen_tree(home, record, read_index(home, record.id))
+        tree = read_tree(home, record)
     except PipelineError as error:
         log.info("%s@%s is skipped: %s", home.name, record.id, error)
         return None
@@ -151,8 +151,9 @@ def read_offer(
     )
 
 
-def seen_tree(home: EnvHome, record: Installation, index: Index) -> SeenTree:
-    """Return an installed tree with what it holds."""
+def read_tree(home: EnvHome, record: Installation) -> SeenTree:
+    """Read what an installed tree holds; raise IntegrityError when that cannot be."""
+    index = read_index(home, record.id)
     return SeenTree(str(home.tree(record.id)), index, edited_contents(record))
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from envferry.archive.contents import expected_content
 from envferry.errors import PipelineError
-from envferry.install.records.installed import all_installations, read_index, seen_tree
+from envferry.install.records.installed import all_installations, read_tree
 from envferry.install.records.seen_files import (
     SeenFiles,
     SeenTree,
@@ -44,10 +44,6 @@ class NotedTree(msgspec.Struct, frozen=True, kw_only=True):
     home: EnvHome
     record: Installation
     seen: SeenFiles
-
-    def read(self) -> SeenTree:
-        """Read what the tree holds; raise IntegrityError when that cannot be."""
-        return seen_tree(self.home, self.record, read_index(self.home, self.record.id))
 
 
 class RightFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,13 +91,13 @@ def right_files(staying: Sequence[NotedTree], going: Sequence[NotedTree]) -> Ite
         own = dict(noted.seen.files)
         others = {inode for inode in inodes if own[inode] != newest[inode]}
         try:
-            tree = noted.read()
+            tree = read_tree(noted.home, noted.record)
             if len(tree.index.files) != len(noted.seen.files):
                 continue  # written by something else
             known = set(known_contents(noted.seen, tree))
             for one in going:
                 if others & {inode for inode, ctime in one.seen.files if ctime == newest[inode]}:
-                    known.update(known_contents(one.seen, one.read()))
+                    known.update(known_contents(one.seen, read_tree(one.home, one.record)))
         except PipelineError as error:
             log.info("%s@%s is skipped: %s", noted.home.name, noted.record.id, error)
             continue

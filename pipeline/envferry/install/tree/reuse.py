@@ -85,16 +85,13 @@ class FileSharer:
         self.unknown = list(self.candidates)
         # A copy is made in parallel, of what is found here to be known, too.
         is_copy = target is not None and self.link is not Link.HARDLINK
+        linked_into = None if is_copy else target
         # A few short system calls a file: threads would spend more on passing the interpreter's
         # lock to each other.
         while self.known or self.learn_more():
             looked_at, self.unknown = self.unknown, []
             for batch in batches(self.index.files, looked_at):
-                known = [
-                    number
-                    for number in batch
-                    if self.take_unread(number, None if is_copy else target)
-                ]
+                known = [number for number in batch if self.take_unread(number, linked_into)]
                 if not is_copy:
                     self.advance(self.size_of(known))
                     done.update(known)
