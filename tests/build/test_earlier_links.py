@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from envferry.base.file_stamps import stamp_files
 from envferry.build.build_dir import fresh_build_dir
-from envferry.build.earlier_build import EarlierBuild, Materials, TreeNote
+from envferry.build.earlier_build import EarlierBuild, TreeNote
+from envferry.build.tree_materials import Materials
 
 if TYPE_CHECKING:
     from pathlib import Path

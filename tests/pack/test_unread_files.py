@@ -17,7 +17,8 @@ from envferry.base import file_times
 from envferry.base.file_stamps import TREE_NOTE, StampedTree, stamp_files
 from envferry.base.sha256 import sha256_hex
 from envferry.build.build_dir import BuildDir
-from envferry.build.earlier_build import EarlierBuild, Materials, TreeNote
+from envferry.build.earlier_build import EarlierBuild, TreeNote
+from envferry.build.tree_materials import Materials
 from envferry.errors import HostError
 from envferry.pack.cuda_code import cuda_code
 from envferry.pack.earlier_pack import PackNote

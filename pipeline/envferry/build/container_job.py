@@ -18,6 +18,8 @@ from envferry.names import current_platform
 from envferry.process import our_module
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from envferry.build.build_dir import BuildDir
     from envferry.build.build_options import BuildOptions
     from envferry.models import LockedPackage
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOCK = "lock again: `envferry lock`"
+NO_PARTS: Mapping[str, tuple[str, str]] = {}
 UMASK = 'umask "$0"; exec "$@"'
 
 
@@ -33,8 +36,13 @@ def builder_request(
     downloads: dict[str, Path],
     work: BuildDir,
     options: BuildOptions,
+    parts: Mapping[str, tuple[str, str]] = NO_PARTS,
 ) -> BuildRequest:
-    """Write down what the builder is to do, with paths as the container sees them."""
+    """Write down what the builder is to do, with paths as the container sees them.
+
+    `parts` has, by the name of a wheel that is linked from the store, path and SHA-256 of the wheel
+    that the builder installs of it.
+    """
 
     def seen_path(package: LockedPackage) -> str:
         # What an earlier build holds is not downloaded.
@@ -66,6 +74,8 @@ def builder_request(
                 name=package.name,
                 version=package.version,
                 sha256=package.sha256 or "",
+                small_path=parts[package.name][0] if package.name in parts else "",
+                small_sha256=parts[package.name][1] if package.name in parts else "",
             )
             for package in packages
             if package.manager == "pip"
@@ -79,6 +89,11 @@ def path_inside(download: Path, options: BuildOptions) -> str:
     """Return where the container sees a download."""
     # As the cache lays them out: algorithm, first digits, hash, file name.
     return "/".join((options.variation.work_dir, "downloads", *download.parts[-4:]))
+
+
+def path_of_stored(path: Path, cache_root: Path, options: BuildOptions) -> str:
+    """Return where the container sees a file of the cache."""
+    return f"{options.variation.work_dir}/downloads/{path.relative_to(cache_root)}"
 
 
 def open_to_others(work: BuildDir) -> None:

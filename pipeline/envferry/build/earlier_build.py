@@ -16,53 +16,26 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from envferry import __version__
 from envferry.base.file_stamps import TREE_NOTE, StampedTree, stamp_files
 from envferry.base.files import read_own, write_bytes
 from envferry.base.json import decode_json
-from envferry.base.sha256 import sha256_hex
 from envferry.build.inside.built_tree import NotIncremental
+from envferry.build.inside.clobbers import is_for_installer
 from envferry.build.inside.conda_meta import STATE
+from envferry.build.inside.extract_wheels import folders_of
 from envferry.build.inside.incremental import why_affects_others
+from envferry.build.tree_materials import LockedConda, Materials, locked_wheel
+from envferry.build.wheel_store import StoredParts, learn_stamps, read_stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from envferry.base.file_stamps import FileStamp
     from envferry.build.build_dir import BuildDir
-    from envferry.build.build_options import BuildOptions
     from envferry.build.request import BuildAnswer
-    from envferry.engines.port import Sandbox
     from envferry.models import LockedPackage
 
 log = logging.getLogger(__name__)
-
-INSIDE = Path(__file__).with_name("inside")
-
-
-class LockedWheel(msgspec.Struct, frozen=True, order=True):
-    """What tells one wheel from all others."""
-
-    name: str
-    version: str
-    sha256: str
-
-
-class LockedConda(msgspec.Struct, frozen=True, order=True):
-    """What tells one conda package from all others, and from itself with another record."""
-
-    name: str
-    digest: str
-    """Of all that the lock says of it."""
-
-
-class Materials(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a tree follows from, but for its data and what activation sets."""
-
-    base: str
-    """A digest of all but the packages: the prefix, the options, the builder."""
-    conda: tuple[LockedConda, ...]
-    wheels: tuple[LockedWheel, ...]
 
 
 class TreeNote(StampedTree, frozen=True, kw_only=True):
@@ -84,6 +57,18 @@ class TreeNote(StampedTree, frozen=True, kw_only=True):
     """Why no conda package can come or go by itself; empty where each of them can."""
     data: tuple[str, ...]
     """The files that belong to no package, relative to the tree."""
+    site_packages: str = ""
+    """Where wheels go, relative to the tree."""
+    stored: dict[str, StoredParts] = msgspec.field(default_factory=dict)
+    """What was linked from the store of wheels, by the name of the wheel."""
+
+
+def _still_stored(earlier: EarlierBuild | None) -> dict[str, StoredParts]:
+    """Return what of an earlier build's stored wheels is in the new tree."""
+    if earlier is None:
+        return {}
+    stored = earlier.note.stored
+    return {name: stored[name] for name in stored.keys() & earlier.wheel_files.keys()}
 
 
 class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,22 +87,32 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
     dropped: frozenset[str]
     """The files that the new tree lacks, or gets again."""
 
-    def link_into(self, work: BuildDir) -> None:
-        """Hard-link what stays into an empty tree.
+    def link_into(self, work: BuildDir) -> Callable[[], None]:
+        """Hard-link what stays into an empty tree; return what links the modules of wheels.
 
-        A folder that held only what goes is not made: a build from scratch has none. Raises
-        NotIncremental where files cannot be linked.
+        These may have links in other environments' trees, so the container does not see them: they
+        are linked when it has ended. A folder that held only what goes is not made: a build from
+        scratch has none. Raises NotIncremental where files cannot be linked.
         """
+        held = set(chain.from_iterable(self.wheel_files.values()))
         # From the note and not from the disk: `find_earlier` has compared the two just before.
         kept = [path for path in self.note.files if path not in self.dropped]
-        held = set(chain.from_iterable(self.wheel_files.values()))
+        later = set(_linked_later(kept, self.note.site_packages, held))
+        now = [path for path in kept if path not in later]
+        folders = list(_folders(self.tree, self.dropped, held))
+        # Of no use before the files in them: an empty folder would be taken for one that stays so.
+        late = folders_of(later) - folders_of(now)
+        self._link(work, [folder for folder in folders if folder not in late], now)
+        return lambda: self._link(work, [folder for folder in folders if folder in late], later)
+
+    def _link(self, work: BuildDir, folders: Iterable[str], files: Iterable[str]) -> None:
         # As text: two Path objects for each of 70,000 files cost more than linking them.
         source, target = f"{self.tree}/", f"{work.tree}/"
         try:
             work.tree.mkdir(exist_ok=True)
-            for folder in _folders(self.tree, self.dropped, held):
+            for folder in folders:
                 os.makedirs(target + folder, exist_ok=True)  # noqa: PTH103
-            for path in kept:
+            for path in files:
                 # follow_symlinks=False links the symbolic link itself, not what it leads to.
                 os.link(source + path, target + path, follow_symlinks=False)
         except OSError as error:
@@ -137,37 +132,12 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-def describe_materials(
-    packages: Sequence[LockedPackage], prefix: str, sandbox: Sandbox, options: BuildOptions
-) -> Materials:
-    """Return what a tree of these packages follows from; sources must be replaced by wheels."""
-    conda = (
-        LockedConda(package.name, sha256_hex(msgspec.json.encode(package, order="deterministic")))
-        for package in packages
-        if package.manager == "conda"
-    )
-    base = {
-        "prefix": prefix,
-        "platform": packages[0].platform,
-        "allowed": [sorted(options.allow_clobber), sorted(options.allow_conflict)],
-        # Scripts of packages run with the programs of this image.
-        "sandbox": [sandbox.name, sandbox.image],
-        # A change of the builder may change the tree, and a checkout keeps its version meanwhile.
-        "builder": [__version__, *_builder_sources()],
-    }
-    wheels = (_wheel(package) for package in packages if package.manager == "pip")
-    digest = sha256_hex(msgspec.json.encode(base, order="deterministic"))
-    return Materials(base=digest, conda=tuple(sorted(conda)), wheels=tuple(sorted(wheels)))
-
-
-def _builder_sources() -> Iterator[str]:
-    """Yield what tells this builder from others of the same version: a checkout is one, too."""
-    for path in sorted(INSIDE.glob("*.py")):
-        yield sha256_hex(path.read_bytes())
-
-
 def note_tree(
-    home: Path, materials: Materials, answer: BuildAnswer, earlier: EarlierBuild | None
+    home: Path,
+    materials: Materials,
+    answer: BuildAnswer,
+    stored: Mapping[str, StoredParts],
+    earlier: EarlierBuild | None,
 ) -> None:
     """Note how a finished tree was left, and why no other build can start from it, if so."""
     (tree,) = (path for path in (home / "envs").iterdir())
@@ -183,6 +153,8 @@ def note_tree(
         conda_files=answer.conda_files,
         conda_tied=answer.conda_tied,
         data=answer.data,
+        site_packages=answer.site_packages,
+        stored={**_still_stored(earlier), **stored},
         device=tree.stat().st_dev,
         files=files,
         since=earlier.first_ctimes(files) if earlier else {},
@@ -196,6 +168,10 @@ def note_tree(
     # Without a note the next build starts from scratch, so a crash before this line loses time
     # only.
     write_bytes(home / TREE_NOTE, encoded)
+    # The links of this build, and of the one it replaced, gave these files other ctimes.
+    for parts in note.stored.values():
+        for place in parts.places:
+            learn_stamps(Path(place), files, f"{note.site_packages}/")
 
 
 def find_earlier(
@@ -218,6 +194,11 @@ def find_earlier(
     lost = set(_files_without(note.wheel_files, wheels))
     if reason := _why_not(tree, note, materials, gone, lost):
         return reason
+    # Last, as it looks at every file.
+    unchanged = _unchanged(tree, note)
+    if unchanged is None:
+        return f"{tree} was changed"
+    note = unchanged
     new = _names(materials.conda, note.materials.conda)
     wheel_files = {name: files for name, files in note.wheel_files.items() if name in wheels}
     conda_files = {name: files for name, files in note.conda_files.items() if name not in gone}
@@ -231,7 +212,11 @@ def find_earlier(
         added=frozenset(
             package.url
             for package in packages
-            if (package.name in new if package.manager == "conda" else _wheel(package) not in kept)
+            if (
+                package.name in new
+                if package.manager == "conda"
+                else locked_wheel(package) not in kept
+            )
         ),
         changes_conda=bool(gone or new),
         wheel_files=wheel_files,
@@ -249,10 +234,6 @@ def _files_without(files: Mapping[str, Iterable[str]], names: Collection[str]) -
 def _names(some: Sequence[LockedConda], others: Sequence[LockedConda]) -> set[str]:
     """Return the names of the packages that are not among the others as they are here."""
     return {package.name for package in set(some) - set(others)}
-
-
-def _wheel(package: LockedPackage) -> LockedWheel:
-    return LockedWheel(package.name, package.version, package.sha256 or "")
 
 
 def _why_not(
@@ -277,12 +258,49 @@ def _why_not(
     if contested := set(note.contested) & lost:
         return f"several wheels have {min(contested)}, and one of them goes"
     leaving = chain.from_iterable(note.conda_files[name] for name in gone)
-    if reason := why_affects_others(tree, leaving):
-        return reason
-    # Last, as it looks at every file.
-    if dict(stamp_files(tree)) != note.files:
-        return f"{tree} was changed"
-    return ""
+    return why_affects_others(tree, leaving)
+
+
+def _unchanged(tree: Path, note: TreeNote) -> TreeNote | None:
+    """Return a note with the stamps of today if all files are what it says; None if one is not.
+
+    Files that came from the store get another ctime when other environments link them: of these,
+    the store knows whether they were written to.
+    """
+    found = dict(stamp_files(tree))
+    if found == note.files:
+        return note
+    if found.keys() != note.files.keys():
+        return None
+    other = {path: stamp for path, stamp in found.items() if stamp != note.files[path]}
+    known: dict[str, FileStamp] = {}
+    for parts in note.stored.values():
+        for place in parts.places:
+            stamps = read_stamps(Path(place))
+            known |= {f"{note.site_packages}/{path}": stamps[path] for path in stamps}
+    for path, stamp in other.items():
+        if not stamp.is_linked_from(note.files[path]) or known.get(path) != stamp:
+            return None
+    since = {path: note.since.get(path, note.files[path].ctime_ns) for path in other}
+    return msgspec.structs.replace(note, files=found, since={**note.since, **since})
+
+
+def _linked_later(
+    paths: Iterable[str], site_packages: str, wheel_files: Collection[str]
+) -> Iterator[str]:
+    """Yield those of a tree's files that a wheel brings to site-packages, and their byte code."""
+    top = f"{site_packages}/"
+    for path in paths:
+        if not path.startswith(top) or is_for_installer(path.removeprefix(top)):
+            continue
+        folder, _, name = path.rpartition("/")
+        if folder.endswith("/__pycache__"):
+            # PEP 3147: `p/__pycache__/m.cpython-313.pyc` is of `p/m.py`.
+            folder = folder.removesuffix("__pycache__")
+            if f"{folder}{name.partition('.')[0]}.py" in wheel_files:
+                yield path
+        elif path in wheel_files:
+            yield path
 
 
 def _read_note(path: Path) -> TreeNote | str:

@@ -66,6 +66,10 @@ class WheelFile(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     version: str
     sha256: str
+    small_path: str = ""
+    """Where the container sees the wheel of all that is not linked from the store; empty where the
+    whole is to be installed."""
+    small_sha256: str = ""
 
 
 class PlacedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +160,10 @@ class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Why no conda package can come or go by itself; empty where each of them can."""
     data: tuple[str, ...] = ()
     """Where the files landed that belong to no package, relative to the prefix."""
+    site_packages: str = ""
+    """Where wheels go, relative to the prefix."""
+    why_whole: str = ""
+    """Why the wheels have to be installed whole; empty when that is not so."""
     why_from_scratch: str = msgspec.field(default="", name="from_nothing")
     """Why the tree cannot start from the earlier build; empty when it was made."""
     error: str | None = None

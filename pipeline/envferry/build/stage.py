@@ -19,22 +19,27 @@ from envferry.build.container_job import (
     run_builder,
 )
 from envferry.build.data_downloads import data_downloads, data_variables
-from envferry.build.earlier_build import describe_materials, find_earlier, note_tree
+from envferry.build.earlier_build import find_earlier, note_tree
 from envferry.build.inside.built_tree import NotIncremental
 from envferry.build.lock_wheels import make_wheels, open_wheel_builder
 from envferry.build.output import describe_build, keep_build, note_build, without_checks
 from envferry.build.request import PlacedFile
 from envferry.build.source_wheels import described
 from envferry.build.sources import SourceCache
+from envferry.build.stored_wheels import StoredWheels
+from envferry.build.tree_materials import describe_materials
+from envferry.build.wheel_store import WheelsNotStored, WheelStore
 from envferry.names import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from envferry.build.build_options import BuildOptions
     from envferry.build.downloads import DownloadCache
-    from envferry.build.earlier_build import EarlierBuild, Materials
+    from envferry.build.earlier_build import EarlierBuild
     from envferry.build.request import BuildAnswer, BuildRequest
+    from envferry.build.tree_materials import Materials
     from envferry.engines.port import Sandbox
     from envferry.models import BuiltEnv, Lock, LockedPackage
     from envferry.progress import Progress
@@ -112,15 +117,25 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
         materials = describe_materials(self.packages, self.prefix, self.sandbox, self.options)
         starts_anew = self.options.anew or self.options.from_scratch
         found = "" if starts_anew else find_earlier(self.home, materials, self.packages)
+        store = None if starts_anew else WheelStore.beside(self.cache.root, self.home.parent)
         try:
-            return self._build(materials, found)
+            return self._build(materials, found, store)
+        except WheelsNotStored as reason:
+            return self._build(materials, str(reason), None)
         except NotIncremental as reason:
-            return self._build(materials, str(reason))
+            found = str(reason)
+        try:
+            return self._build(materials, found, store)
+        except WheelsNotStored as reason:
+            return self._build(materials, str(reason), None)
 
-    def _build(self, materials: Materials, found: EarlierBuild | str) -> BuiltEnv:
+    def _build(
+        self, materials: Materials, found: EarlierBuild | str, store: WheelStore | None
+    ) -> BuiltEnv:
         """Build and keep an environment, on an earlier build or, for a reason, from scratch.
 
-        Raises NotIncremental where it has to be built from scratch.
+        Raises NotIncremental where it has to be built from scratch, WheelsNotStored where that has
+        to be without the store.
         """
         options, progress = self.options, self.progress
         earlier = None if isinstance(found, str) else found
@@ -134,25 +149,29 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
             (*files, *data), progress=progress, offline=options.offline
         )
         with fresh_build_dir(self.partial, self.prefix) as work:
-            if earlier:
-                earlier.link_into(work)
-            request = msgspec.structs.replace(
-                started_on(earlier, builder_request(self.packages, downloads, work, options)),
-                variables={
-                    **self.lock.options.variables,
-                    **data_variables(self.lock.options, self.prefix),
-                },
-                data=tuple(
-                    PlacedFile(path=path_inside(downloads[item.url], options), target=item.name)
-                    for item in data
-                ),
+            wheels = StoredWheels(
+                store=store,
+                work=work,
+                sandbox=self.sandbox,
+                options=options,
+                cache_root=self.cache.root,
             )
+            link_earlier = earlier.link_into(work) if earlier else None
             with progress.task(self._title(found)):
+                stored = wheels.extract(files, downloads)
+                asked = builder_request(
+                    self.packages, downloads, work, options, wheels.parts(stored)
+                )
+                request = self._with_settings(started_on(earlier, asked), downloads)
                 answer = run_builder(request, work, self.cache.root, self.sandbox, options)
-            # Another rattler or uv may lay out the same packages in another way.
-            if earlier and (answer.why_from_scratch or answer.tools != earlier.note.tools):
-                raise NotIncremental(answer.why_from_scratch or "the tools changed")
-            answer = as_from_scratch(answer, earlier)
+                if answer.why_whole:
+                    raise WheelsNotStored(answer.why_whole)
+                # Another rattler or uv may lay out the same packages in another way.
+                if earlier and (answer.why_from_scratch or answer.tools != earlier.note.tools):
+                    raise NotIncremental(answer.why_from_scratch or "the tools changed")
+                answer, linked = wheels.finish(
+                    stored, as_from_scratch(answer, earlier), materials.conda, link_earlier
+                )
             if options.check:
                 # Before it takes the place of the previous build: that one stays when a check
                 # fails.
@@ -163,8 +182,20 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
                 built = without_checks(built)
             keep_build(built, self.lock, work, self.home)
         # Last: without its note, a finished build is only not started from.
-        note_tree(self.home, materials, answer, earlier)
+        note_tree(self.home, materials, answer, linked, earlier)
         return built
+
+    def _with_settings(self, request: BuildRequest, downloads: Mapping[str, Path]) -> BuildRequest:
+        """Return a request with the data and the variables of the spec."""
+        options = self.lock.options
+        return msgspec.structs.replace(
+            request,
+            variables={**options.variables, **data_variables(options, self.prefix)},
+            data=tuple(
+                PlacedFile(path=path_inside(downloads[item.url], self.options), target=item.name)
+                for item in data_downloads(self.lock, current_platform())
+            ),
+        )
 
     def _title(self, found: EarlierBuild | str) -> str:
         title = f"build {self.lock.name} ({self.sandbox.name})"

@@ -8,7 +8,8 @@ import shutil
 import stat
 import sys
 from importlib import metadata
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from envferry import process
 from envferry.base.json import decode_json
 from envferry.base.site_packages import site_packages_folders
-from envferry.build.inside.built_tree import BuiltTree, NotIncremental, say
+from envferry.build.inside.built_tree import BuiltTree, NotIncremental, NotSeparable, say
 from envferry.build.inside.clobbers import describe_conda_overlaps
 from envferry.build.inside.conda_meta import STATE, CondaRecords
 from envferry.build.inside.incremental import fills_empty_folder
@@ -57,7 +58,10 @@ def main(request_path: str) -> None:
             conda_files=tree.conda_files,
             conda_tied=tree.conda_tied,
             data=tuple(tree.data),
+            site_packages=tree.site_packages,
         )
+    except NotSeparable as reason:
+        answer = BuildAnswer(tools=tools, why_whole=str(reason))
     # Not an error: the host starts over, with an empty prefix.
     except NotIncremental as reason:
         answer = BuildAnswer(tools=tools, why_from_scratch=str(reason))
@@ -89,6 +93,7 @@ def build_prefix(request: BuildRequest) -> BuiltTree:
         records = add_to_conda_half(request, made)
     else:
         records = make_conda_half(request, made)
+    made.site_packages = records.site_packages
     add_wheel_half(request, records, made)
     # Records last: they list the byte code that was compiled for the wheel half, too.
     urls = {file.name: file.url for file in request.conda}
@@ -145,15 +150,19 @@ def place_data(prefix: Path, request: BuildRequest, made: BuiltTree) -> Iterator
 
     Raises SpecError where a package has put something, or a link leads out of the environment.
     """
+    # Some of these are linked into the tree later.
+    brought = {*chain.from_iterable(made.wheel_files.values()), *request.wheel_files}
     for item in request.data:
         target = prefix / item.target
         # A link that leads nowhere does not exist, and would be written through.
-        if target.exists() or target.is_symlink():
+        if target.exists() or target.is_symlink() or item.target in brought:
             message = f"{item.target} of `envferry: data:` already exists: a package brings it"
             raise SpecError(message, hint="give it another `path:`")
         if fills_empty_folder(prefix, (item.target,)):
             made.forbid_reuse(f"{item.target} of `envferry: data:` is in a folder that was empty")
         try:
+            if any(str(parent) in brought for parent in PurePosixPath(item.target).parents):
+                raise NotADirectoryError
             target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             message = f"{item.target} of `envferry: data:` lies below a file of a package"

@@ -21,6 +21,8 @@ class BuiltTree:
     """What each conda package has brought that was linked."""
     conda_tied: str = ""
     """Why no conda package can come or go by itself; empty where each of them can."""
+    site_packages: str = ""
+    """Where wheels go, relative to the prefix."""
     data: list[str] = field(default_factory=list)
     """Where the files landed that belong to no package, relative to the prefix."""
 
@@ -31,6 +33,10 @@ class BuiltTree:
 
 class NotIncremental(Exception):
     """New packages conflict with the earlier tree: everything is built from scratch."""
+
+
+class NotSeparable(Exception):
+    """A wheel whose files only an installer can place as they should be."""
 
 
 def say(text: str) -> None:

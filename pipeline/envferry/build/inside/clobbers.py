@@ -139,6 +139,11 @@ def wheel_files(wheel: WheelFile, site_packages: str) -> dict[str, int]:
         raise SpecError(msg, hint=hint) from error
 
 
+def is_for_installer(path: str) -> bool:
+    """Whether a file in a wheel is metadata, or goes elsewhere than to site-packages."""
+    return path.partition("/")[0].endswith((".dist-info", ".data"))
+
+
 def wheel_folders(wheel: WheelFile, site_packages: str) -> dict[str, str]:
     """Return where each scheme of a wheel goes; `purelib` is where all others do."""
     python = PurePosixPath(site_packages).parent.name

@@ -77,11 +77,13 @@ def add_packages(
     files = [*chain.from_iterable(found.values())]
     if reason := why_not_incremental(records) or why_affects_others(added, files):
         raise NotIncremental(reason)
+    # Wheels' modules are linked into the tree later.
+    taken = set(wheel_files)
     for file in files:
-        if os.path.lexists(prefix / file):
+        if file in taken or os.path.lexists(prefix / file):
             message = f"{file} of a conda package already exists"
             raise NotIncremental(message)
-    _require_plain_folders(prefix, files)
+    _require_plain_folders(prefix, files, taken)
     site_packages = CondaRecords.read(prefix).site_packages
     ours = installed_distributions(files, site_packages)
     theirs = installed_distributions(wheel_files, site_packages)
@@ -97,11 +99,12 @@ def add_packages(
     return found
 
 
-def _require_plain_folders(prefix: Path, files: Collection[str]) -> None:
+def _require_plain_folders(prefix: Path, files: Collection[str], taken: Collection[str]) -> None:
     """Raise NotIncremental where files would lie below a link or a file, or in what is empty."""
     for folder in {parent for file in files for parent in PurePosixPath(file).parents}:
         place = prefix / folder
-        if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
+        is_file = str(folder) in taken
+        if is_file or place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
             message = f"{folder} is not a folder of its own"
             raise NotIncremental(message)
     if fills_empty_folder(prefix, files):

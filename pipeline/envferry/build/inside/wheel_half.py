@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry import process
-from envferry.build.inside.built_tree import NotIncremental, say
+from envferry.build.inside.built_tree import NotIncremental, NotSeparable, say
 from envferry.build.inside.clobbers import (
     describe_overlaps,
     find_clobbers,
     find_overlaps,
+    is_for_installer,
     refuse_clobbers,
     written_files,
 )
@@ -23,17 +24,18 @@ from envferry.build.inside.incremental import (
     mark_files,
 )
 from envferry.build.inside.network_attempts import network_tries
+from envferry.build.inside.wheel_records import complete_record
 from envferry.build.inside.wheels import check_requirements, install_wheels, reinstall_wheel
 from envferry.config import child_environ
 from envferry.errors import SpecError, ToolFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from envferry.build.inside.built_tree import BuiltTree
-    from envferry.build.inside.clobbers import Written
+    from envferry.build.inside.clobbers import Clobber, Written
     from envferry.build.inside.conda_meta import CondaRecords
-    from envferry.build.request import BuildRequest
+    from envferry.build.request import BuildRequest, WheelFile
 
 
 def add_wheel_half(request: BuildRequest, records: CondaRecords, made: BuiltTree) -> None:
@@ -104,7 +106,11 @@ def require_apart(written: Written, request: BuildRequest, records: CondaRecords
     for wheel, files in written.items():
         for file, checksum in files.items():
             path = Path(request.prefix, file)
-            if os.path.lexists(path) and (
+            if is_linked_later(wheel, file, records):
+                continue  # whoever links it looks at what is there then
+            if file in others and not os.path.lexists(path):
+                overlaps[file] = [wheel]  # of a wheel that is linked later
+            elif os.path.lexists(path) and (
                 # Scripts are written by the installer: their checksum is not that in the archive.
                 file not in others or file.startswith("bin/") or crc32_of(path) != checksum
             ):
@@ -116,6 +122,16 @@ def require_apart(written: Written, request: BuildRequest, records: CondaRecords
         file, wheels = min(overlaps.items())
         msg = f"{wheels[0].name} and another package have {file}"
         raise NotIncremental(msg)
+
+
+def is_linked_later(wheel: WheelFile, file: str, records: CondaRecords) -> bool:
+    """Whether a file of a wheel comes from the store, when the container has ended."""
+    top = f"{records.site_packages}/"
+    return (
+        bool(wheel.small_path)
+        and file.startswith(top)
+        and (not is_for_installer(file.removeprefix(top)))
+    )
 
 
 def crc32_of(path: Path) -> int:
@@ -130,12 +146,21 @@ def add_wheels(
     """Install wheels on top of the conda half; what several packages have goes by rules."""
     clobbers = find_clobbers(written, records)
     refuse_clobbers(clobbers, request.allow_clobber)
-    install_wheels(request, python)
     overlaps = find_overlaps(written)
-    again = {wheel.name: wheel for wheels in overlaps.values() for wheel in wheels[1:]}
+    require_separable(request, records, clobbers, overlaps)
+    install_wheels(request, python)
+    again = {
+        wheel.name: wheel
+        for file, wheels in overlaps.items()
+        for wheel in wheels[1:]
+        if not is_linked_later(wheel, file, records)
+    }
     # In the order of names, so that the last one's files stay: uv installs in parallel.
     for _, wheel in sorted(again.items()):
         reinstall_wheel(request, python, wheel)
+    for wheel in request.wheels:
+        if wheel.small_path:
+            complete_record(Path(wheel.small_path), Path(request.prefix, records.site_packages))
     made.wheel_warnings += describe_overlaps(overlaps)
     made.contested = tuple(sorted(overlaps))
     if clobbers:
@@ -146,6 +171,22 @@ def add_wheels(
             wheels = sorted({item.wheel.name for item in clobbers if item.owner == owner})
             words = f"{', '.join(wheels)} (pip) overwrote files of {owner} (conda), as allowed"
             made.wheel_warnings.append(words)
+
+
+def require_separable(
+    request: BuildRequest,
+    records: CondaRecords,
+    clobbers: Sequence[Clobber],
+    overlaps: Mapping[str, Sequence[WheelFile]],
+) -> None:
+    """Raise NotSeparable when some files of wheels cannot be linked after all others are there."""
+    if clobbers and any(wheel.small_path for wheel in request.wheels):
+        message = f"{clobbers[0].wheel.name} replaces files of conda packages"
+        raise NotSeparable(message)
+    for file, wheels in overlaps.items():
+        if len({is_linked_later(wheel, file, records) for wheel in wheels}) > 1:
+            message = f"{wheels[0].name} and {wheels[-1].name} both have {file}"
+            raise NotSeparable(message)
 
 
 def compile_bytecode(prefix: Path, python: Path, scratch: Path, files: set[str] | None) -> None:

@@ -27,7 +27,7 @@ def install_wheels(request: BuildRequest, python: Path) -> None:
     # `--find-links` takes a folder; the download cache has one for each file.
     links.mkdir()
     for wheel in request.wheels:
-        (links / Path(wheel.path).name).symlink_to(wheel.path)
+        (links / Path(wheel.path).name).symlink_to(wheel.small_path or wheel.path)
     run_install(request, python, request.wheels)
 
 
@@ -47,7 +47,10 @@ def run_install(
     """Have uv install some wheels, its cache beside the prefix so that it can hard-link."""
     import uv
 
-    lines = [f"{item.name}=={item.version} --hash=sha256:{item.sha256}\n" for item in wheels]
+    lines = [
+        f"{item.name}=={item.version} --hash=sha256:{item.small_sha256 or item.sha256}\n"
+        for item in wheels
+    ]
     requirements = Path(request.scratch) / "requirements.txt"
     requirements.write_text("".join(lines))
     words: list[str | Path] = [uv.find_uv_bin(), "pip", "install", "--python", python]

@@ -1,0 +1,311 @@
+"""Wheels kept extracted, with their byte code: environments have hard links to these files.
+
+    CACHE/downloads/wheels/USER/ab/SHA256/
+        wheel.msgpack               what the wheel was taken apart into
+        NAME.whl                    the rest, which uv installs
+        files/, files.stamps        what goes to site-packages as it is
+        bytecode/KEY/               a folder for each interpreter
+            bytecode.msgpack, files/, files.stamps
+
+All is made in containers in which nothing runs but envferry and, for byte code, the interpreter of
+KEY. What runs in a build never sees these files at a place where it could write to them. A file is
+trusted without being read as long as its inode, size, mtime and ctime are those that were noted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import msgspec
+import xxhash
+
+from envferry.base.file_stamps import FileStamp, scan_folders
+from envferry.base.files import COPY_BYTES, read_own
+from envferry.build.extraction_request import ExtractedFile, ExtractedWheel
+from envferry.build.inside.built_tree import NotIncremental
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+FOLDER = "wheels"
+FILES, STAMPS = "files", "files.stamps"
+WHEEL_INDEX, BYTECODE_INDEX = "wheel.msgpack", "bytecode.msgpack"
+BYTECODE = "bytecode"
+
+
+class WheelsNotStored(NotIncremental):
+    """These wheels have to be installed as they are: the build starts over without the store."""
+
+
+class StoredParts(msgspec.Struct, frozen=True):
+    """Where in the store the files of a wheel, and its byte code, have been linked from."""
+
+    places: tuple[str, ...]
+
+
+class StoredFiles(msgspec.Struct, kw_only=True):
+    """Files that trees have links to, and how they were when they were last known to be right."""
+
+    home: Path
+    files: dict[str, ExtractedFile]
+    """By their path in site-packages."""
+    stamps: dict[str, FileStamp]
+
+    @classmethod
+    def read(cls, home: Path, files: dict[str, ExtractedFile]) -> StoredFiles:
+        """Read the stamps of some files; without any, each file is read before it is trusted."""
+        return cls(home=home, files=files, stamps=read_stamps(home))
+
+    def path_of(self, file: str) -> str:
+        """Return where a file lies."""
+        return f"{self.home}/{FILES}/{file}"
+
+    def is_intact(self) -> bool:
+        """Whether all files are what was put there; those whose stamp is another one are read."""
+        changed = False
+        for file, expected in self.files.items():
+            try:
+                stamp = FileStamp.of(os.lstat(self.path_of(file)))
+                if stamp == self.stamps.get(file):
+                    continue
+                if not self._holds(file, expected):
+                    log.info("%s is damaged", self.path_of(file))
+                    return False
+            except OSError as error:
+                log.info("%s cannot be read: %s", self.path_of(file), error)
+                return False
+            self.stamps[file] = stamp
+            changed = True
+        if changed:
+            self.note()
+        return True
+
+    def _holds(self, file: str, expected: ExtractedFile) -> bool:
+        """Read a file: whether it is the one that was put there."""
+        checksum, size = xxhash.xxh3_128(), 0
+        # Through no link: only what lies in the store is part of it.
+        descriptor = os.open(self.path_of(file), os.O_RDONLY | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb", buffering=0) as stream:
+            is_executable = bool(os.fstat(descriptor).st_mode & 0o100)
+            while piece := stream.read(COPY_BYTES):
+                checksum.update(piece)
+                size += len(piece)
+        found = ExtractedFile(size, is_executable, checksum.hexdigest())
+        return found == expected
+
+    def note(self) -> None:
+        """Write down how the files are; after a crash the ones before count, or they are read."""
+        write_unsynced(self.home / STAMPS, msgspec.msgpack.encode(self.stamps))
+
+
+class StoredWheel(msgspec.Struct, frozen=True, kw_only=True):
+    """A wheel that was taken apart, or has to be installed as one."""
+
+    home: Path
+    about: ExtractedWheel
+
+    @property
+    def small_wheel(self) -> Path:
+        """The wheel of all that the installer has rules for."""
+        return self.home / self.about.name
+
+    def files(self) -> StoredFiles:
+        """Return what goes to site-packages as it is."""
+        return StoredFiles.read(self.home, self.about.files)
+
+    def modules(self) -> list[str]:
+        """Return those of the files that python can compile."""
+        return [file for file in self.about.files if file.endswith(".py")]
+
+    def bytecode(self, key: str) -> StoredFiles | None:
+        """Return the byte code that an interpreter made, None where it is not there."""
+        home = self.home / BYTECODE / key
+        try:
+            encoded = read_own(home / BYTECODE_INDEX)
+            files = msgspec.msgpack.decode(encoded, type=dict[str, ExtractedFile])
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            log.info("%s cannot be used: %s", home, error)
+            return None
+        return StoredFiles.read(home, files)
+
+
+class CompiledWheel(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored wheel with its byte code."""
+
+    wheel: StoredWheel
+    bytecode: StoredFiles
+    own: Path
+    """The folder of byte code that is only for this environment; may be missing."""
+
+    def own_files(self) -> list[str]:
+        """Return the byte code that is only for this environment, by its path in site-packages."""
+        if not self.own.is_dir():
+            return []
+        return [
+            f"{folder}{entry.name}"
+            for folder, entries in scan_folders(self.own)
+            for entry in entries
+            if entry.is_file(follow_symlinks=False)
+        ]
+
+    @property
+    def parts(self) -> StoredParts:
+        """Where its files are linked from."""
+        return StoredParts((str(self.wheel.home), str(self.bytecode.home)))
+
+
+class WheelStore(msgspec.Struct, frozen=True, kw_only=True):
+    """The extracted wheels of a cache."""
+
+    root: Path
+
+    @classmethod
+    def beside(cls, cache_root: Path, builds_dir: Path) -> WheelStore | None:
+        """Return the store of a cache; None where files cannot be linked from there to builds."""
+        # One for each user: who shares a cache need not trust the others.
+        root = cache_root / FOLDER / str(os.geteuid())
+        root.parent.mkdir(parents=True, exist_ok=True)
+        builds_dir.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            root.mkdir(mode=0o755)
+        found = root.lstat()
+        if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+            log.warning("wheels are not kept extracted: other users can write to %s", root)
+            return None
+        if found.st_dev != builds_dir.stat().st_dev:
+            log.info("wheels are not kept extracted: builds are on another file system")
+            return None
+        return cls(root=root)
+
+    def home_of(self, sha256: str) -> Path:
+        """Return where a wheel is, or would be."""
+        return self.root / sha256[:2] / sha256
+
+    def find(self, sha256: str) -> StoredWheel | None:
+        """Return a wheel that is intact; one that is not is removed."""
+        home = self.home_of(sha256)
+        try:
+            about = msgspec.msgpack.decode(read_own(home / WHEEL_INDEX), type=ExtractedWheel)
+        except (OSError, msgspec.MsgspecError) as error:
+            if home.exists():  # what was left of one, too
+                log.info("%s cannot be used: %s", home, error)
+                drop(home)
+            return None
+        found = StoredWheel(home=home, about=about)
+        if not found.files().is_intact():
+            drop(home)
+            return None
+        # When it was used last: what `prune` goes by.
+        os.utime(home)
+        return found
+
+    def keep(self, sha256: str, folder: Path, about: ExtractedWheel) -> StoredWheel:
+        """Take over a wheel that was extracted to a folder on the same file system."""
+        home = self.home_of(sha256)
+        folder.mkdir(exist_ok=True)
+        if about.why_whole:
+            shutil.rmtree(folder / FILES, ignore_errors=True)
+        write_stamps(folder, about.files)
+        write_unsynced(folder / WHEEL_INDEX, msgspec.msgpack.encode(about))
+        _take(folder, home, WHEEL_INDEX)
+        return StoredWheel(home=home, about=about)
+
+    def entries(self) -> Iterator[Path]:
+        """Yield the folders of all wheels."""
+        yield from self.root.glob("??/*")
+
+
+def keep_bytecode(wheel: StoredWheel, key: str, folder: Path) -> StoredFiles:
+    """Take over a wheel's byte code, of `folder/files`, which may have none."""
+    (folder / FILES).mkdir(parents=True, exist_ok=True)
+    files = dict(_read_files(folder / FILES))
+    write_stamps(folder, files)
+    write_unsynced(folder / BYTECODE_INDEX, msgspec.msgpack.encode(files))
+    home = wheel.home / BYTECODE / key
+    drop(home)
+    _take(folder, home, BYTECODE_INDEX)
+    return StoredFiles.read(home, files)
+
+
+def drop(home: Path) -> None:
+    """Forget a part of the store; its index first, so that no half of it is used."""
+    for index in (WHEEL_INDEX, BYTECODE_INDEX):
+        (home / index).unlink(missing_ok=True)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _take(folder: Path, home: Path, index: str) -> None:
+    """Rename a folder into the store, unless another build was faster: theirs is the same."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    if not (home / index).exists():
+        shutil.rmtree(home, ignore_errors=True)
+    try:
+        folder.rename(home)
+    except OSError:
+        if not (home / index).exists():
+            raise
+
+
+def read_stamps(home: Path) -> dict[str, FileStamp]:
+    """Return how the files of a folder were; nothing where that cannot be known."""
+    try:
+        return msgspec.msgpack.decode(read_own(home / STAMPS), type=dict[str, FileStamp])
+    except (OSError, msgspec.MsgspecError) as error:
+        log.info("the files in %s are read again: %s", home, error)
+        return {}
+
+
+def learn_stamps(home: Path, tree: Mapping[str, FileStamp], top: str) -> None:
+    """Take over the stamps of files that got, or lost, links in a tree, and nothing else since.
+
+    `top` is where the files lie in the tree.
+    """
+    known = read_stamps(home)
+    news = {
+        file: stamp
+        for file, before in known.items()
+        if (stamp := tree.get(top + file)) and stamp != before and stamp.is_linked_from(before)
+    }
+    if news:
+        write_unsynced(home / STAMPS, msgspec.msgpack.encode({**known, **news}))
+
+
+def write_stamps(folder: Path, files: Iterable[str]) -> None:
+    """Note how files are that were just written."""
+    top = f"{folder}/{FILES}/"
+    stamps = {file: FileStamp.of(os.lstat(top + file)) for file in files}
+    write_unsynced(folder / STAMPS, msgspec.msgpack.encode(stamps))
+
+
+def write_unsynced(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, without waiting for the disk: it can be done without."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _read_files(top: Path) -> Iterator[tuple[str, ExtractedFile]]:
+    """Yield the files below a folder, none of which is executable, and give them their mode."""
+    for folder, entries in scan_folders(top):
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                data = (top / folder / entry.name).read_bytes()
+                os.chmod(entry.path, 0o644)  # noqa: PTH101
+                checksum = xxhash.xxh3_128_hexdigest(data)
+                yield f"{folder}{entry.name}", ExtractedFile(len(data), False, checksum)
