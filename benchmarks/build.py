@@ -8,12 +8,21 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.comparing import Command, Result, in_turn, put_aside, seconds_result
+from benchmarks.comparing import (
+    ASIDE,
+    Command,
+    Result,
+    in_turn,
+    put_aside,
+    run_once,
+    seconds_result,
+)
 from demo.walkthrough import ENVFERRY
 from envferry import process
 from envferry.engines.port import Job
@@ -65,8 +74,9 @@ def results(environment: Environment) -> Iterator[Result]:
 def build_results(environment: Environment, work: Path) -> Iterator[Result]:
     """Build, conda half and all, against the pip half alone by uv, then compileall of it all.
 
-    Both start from wheel files and with an empty cache of uv, and no environment of before is there
-    to be replaced. The other's environment has its conda packages already; ours links them first.
+    Both start from wheel files, with an empty cache of uv and nothing extracted, and no environment
+    of before is there to be replaced. The other's environment has its conda packages already; ours
+    links them first. Then once more where the wheels are extracted, as for a second environment.
     """
     tree, other = Path(environment.built.tree), work / "other"
     bare = work / "bare"
@@ -89,21 +99,34 @@ def build_results(environment: Environment, work: Path) -> Iterator[Result]:
         other.mkdir()
         process.run(["cp", "-a", bare, other / "env"])
 
+    store = downloads / "wheels"
+
+    def forget_build() -> None:
+        put_aside(tree.parents[1])
+        put_aside(store)
+
+    def keep_store() -> None:
+        # Not truncated: the store has the same files.
+        tree.parents[1].rename(environment.cache / f"builds/{ASIDE}{time.monotonic_ns()}")
+
     # Named, as in `sandbox_result`: how long others take to say that they do not work is theirs.
     engine = ("--sandbox", choose_sandbox(Engine.AUTO).name)
     build = (ENVFERRY, "build", environment.name, "-q", "--offline", "--no-check", *engine)
     ours = Command(
         argv=("sh", "-c", 'cd "$0" && exec "$@"', str(environment.home), *map(str, build)),
         environ=(("ENVFERRY_CACHE", str(environment.cache)),),
-        prepare=lambda: put_aside(tree.parents[1]),
+        prepare=forget_build,
     )
     words = " ".join(map(str, paths))
     script = ("sh", "-c", UV_AND_COMPILEALL, "sh", other / "uv", uv, other / "env", words)
     runs = in_turn(ours, Command.of(*script, prepare=fresh), environment.rounds)
-    for aside in environment.cache.glob("builds/.aside-*"):
+    again = replace(ours, prepare=keep_store)
+    stored = [run_once(again) for _ in range(environment.rounds + 1)][1:]
+    for aside in (*environment.cache.glob("builds/.aside-*"), *downloads.glob(".aside-*")):
         shutil.rmtree(aside)
     note = "ours also links the conda packages, checks every hash and lists what it made"
     yield seconds_result("build_vs_uv", runs, 1.3, note)
+    yield seconds_result("stored_build_vs_uv", (stored, runs[1]), 1, "wheels are extracted already")
     peak = max(run.peak_bytes for run in runs[0]) / 1e6
     yield Result(name="build_rss", ours=peak, other=1, goal=500, unit="MB")
 

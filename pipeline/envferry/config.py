@@ -87,6 +87,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allow_races: bool = False
     report_to: str = ""
     """The registry that learns what this host has; empty for none."""
+    wheels_gigabytes: int = 20
+    """How much of extracted wheels that no build uses stays in the cache."""
     tag_grace_days: int = 14
     """How long a signed tag is taken after it has expired."""
     audit_database: Path | None = None
@@ -142,6 +144,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             modulefile_dir=Path(text("modulefile_dir")) if text("modulefile_dir") else None,
             allow_races=bool(told["allow_races"].value),
             report_to=text("report_to"),
+            wheels_gigabytes=int(str(told["wheels_gigabytes"].value)),
             tag_grace_days=int(str(told["tag_grace_days"].value)),
             audit_database=absolute("audit_database"),
             license_policy=absolute("license_policy"),

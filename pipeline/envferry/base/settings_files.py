@@ -187,6 +187,7 @@ def _check(setting: Setting, value: object, place: str) -> Value:
         "flag": (bool, "true or false"),
         "number": (int, "a number of bytes per second"),
         "days": (int, "a number of days"),
+        "gigabytes": (int, "a number of gigabytes"),
         "paths": (list, "a list of paths"),
     }
     kind, expected = wanted.get(setting.kind, (str, "a quoted string"))
@@ -223,9 +224,9 @@ def _parse(setting: Setting, text: str, place: str = "") -> Value:
     if setting.kind == "flag":
         value, expected = stripped.lower() in YES, "1 or 0"
         is_right = stripped.lower() in (*YES, *NO)
-    elif setting.kind in ("number", "days"):
+    elif setting.kind in ("number", "days", "gigabytes"):
         is_right = bool(re.fullmatch(r"[0-9]{1,12}", stripped))
-        what = "days" if setting.kind == "days" else "bytes per second"
+        what = "bytes per second" if setting.kind == "number" else setting.kind
         value, expected = int(stripped) if is_right else 0, f"a number of {what}"
     elif setting.kind == "umask":
         is_right, expected = bool(re.fullmatch(r"0?[0-7]{1,3}", stripped)), "a umask such as 022"

@@ -9,7 +9,9 @@ import msgspec
 
 SYSTEM_FILE = Path("/etc/envferry/config.toml")
 LINKS = ("auto", "reflink", "hardlink", "copy")
-ValueKind = Literal["text", "path", "paths", "flag", "number", "days", "umask", "link", "secret"]
+ValueKind = Literal[
+    "text", "path", "paths", "flag", "number", "days", "gigabytes", "umask", "link", "secret"
+]
 Value = str | bool | int | tuple[str, ...] | None
 
 
@@ -134,6 +136,14 @@ SETTINGS = (
         kind="number",
         default=1024,
         help="Bytes per second: a server that sends less for half a minute is given up; 0 for any.",
+    ),
+    Setting(
+        key="wheels_gigabytes",
+        variable="ENVFERRY_WHEELS_GIGABYTES",
+        kind="gigabytes",
+        default=20,
+        help="How many GB of extracted wheels that no build uses stay in the cache; 0 extracts "
+        "none for later.",
     ),
     Setting(
         key="sigstore_root",

@@ -23,7 +23,8 @@ from envferry.build.inside.built_tree import NotIncremental
 from envferry.build.inside.clobbers import is_for_installer
 from envferry.build.inside.conda_meta import STATE
 from envferry.build.inside.extract_wheels import folders_of
-from envferry.build.inside.incremental import why_affects_others
+from envferry.build.inside.incremental import module_name, why_affects_others
+from envferry.build.plain_folders import PlainFolders
 from envferry.build.tree_materials import LockedConda, Materials, locked_wheel
 from envferry.build.wheel_store import StoredParts, learn_stamps, read_stamps
 
@@ -98,21 +99,26 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
         # From the note and not from the disk: `find_earlier` has compared the two just before.
         kept = [path for path in self.note.files if path not in self.dropped]
         later = set(_linked_later(kept, self.note.site_packages, held))
+        # Whatever else has links in the store, for certain.
+        later |= _stored_stamps(self.note).keys() & set(kept)
         now = [path for path in kept if path not in later]
         folders = list(_folders(self.tree, self.dropped, held))
         # Of no use before the files in them: an empty folder would be taken for one that stays so.
         late = folders_of(later) - folders_of(now)
+        work.tree.mkdir(exist_ok=True)
         self._link(work, [folder for folder in folders if folder not in late], now)
         return lambda: self._link(work, [folder for folder in folders if folder in late], later)
 
     def _link(self, work: BuildDir, folders: Iterable[str], files: Iterable[str]) -> None:
         # As text: two Path objects for each of 70,000 files cost more than linking them.
         source, target = f"{self.tree}/", f"{work.tree}/"
+        made = PlainFolders(work.tree)
         try:
-            work.tree.mkdir(exist_ok=True)
             for folder in folders:
-                os.makedirs(target + folder, exist_ok=True)  # noqa: PTH103
+                made.make(target + folder)
             for path in files:
+                # What the container has left there may be a link by now.
+                made.make((target + path).rpartition("/")[0])
                 # follow_symlinks=False links the symbolic link itself, not what it leads to.
                 os.link(source + path, target + path, follow_symlinks=False)
         except OSError as error:
@@ -273,16 +279,22 @@ def _unchanged(tree: Path, note: TreeNote) -> TreeNote | None:
     if found.keys() != note.files.keys():
         return None
     other = {path: stamp for path, stamp in found.items() if stamp != note.files[path]}
-    known: dict[str, FileStamp] = {}
-    for parts in note.stored.values():
-        for place in parts.places:
-            stamps = read_stamps(Path(place))
-            known |= {f"{note.site_packages}/{path}": stamps[path] for path in stamps}
+    known = _stored_stamps(note)
     for path, stamp in other.items():
         if not stamp.is_linked_from(note.files[path]) or known.get(path) != stamp:
             return None
     since = {path: note.since.get(path, note.files[path].ctime_ns) for path in other}
     return msgspec.structs.replace(note, files=found, since={**note.since, **since})
+
+
+def _stored_stamps(note: TreeNote) -> dict[str, FileStamp]:
+    """Return how the files of a tree are that came from the store, as the store knows them."""
+    top = f"{note.site_packages}/"
+    known: dict[str, FileStamp] = {}
+    for parts in note.stored.values():
+        for place in parts.places:
+            known |= {top + path: stamp for path, stamp in read_stamps(Path(place)).items()}
+    return known
 
 
 def _linked_later(
@@ -294,12 +306,9 @@ def _linked_later(
         if not path.startswith(top) or is_for_installer(path.removeprefix(top)):
             continue
         folder, _, name = path.rpartition("/")
-        if folder.endswith("/__pycache__"):
-            # PEP 3147: `p/__pycache__/m.cpython-313.pyc` is of `p/m.py`.
-            folder = folder.removesuffix("__pycache__")
-            if f"{folder}{name.partition('.')[0]}.py" in wheel_files:
-                yield path
-        elif path in wheel_files:
+        module = f"{folder.removesuffix('__pycache__')}{module_name(name)}.py"
+        is_code = folder.endswith("/__pycache__") and module in wheel_files
+        if is_code or path in wheel_files:
             yield path
 
 

@@ -102,6 +102,8 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Packages whose own requirements need not hold."""
     variables: dict[str, str] = {}
     """What activating the environment sets."""
+    compiles: bool = True
+    """Whether modules get byte code."""
     data: tuple[PlacedFile, ...] = ()
 
     @property

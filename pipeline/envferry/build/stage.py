@@ -29,6 +29,8 @@ from envferry.build.sources import SourceCache
 from envferry.build.stored_wheels import StoredWheels
 from envferry.build.tree_materials import describe_materials
 from envferry.build.wheel_store import WheelsNotStored, WheelStore
+from envferry.build.wheel_store_upkeep import GIGABYTE, trim_wheels
+from envferry.config import settings
 from envferry.names import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
@@ -91,7 +93,10 @@ def build_env(
             options=options,
             progress=progress,
         )
-        return task.run()
+        built = task.run()
+    # The cache is not in use any more: what has not been used for longest may go.
+    trim_wheels(cache.root, settings().wheels_gigabytes * GIGABYTE)
+    return built
 
 
 class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,7 +122,8 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
         materials = describe_materials(self.packages, self.prefix, self.sandbox, self.options)
         starts_anew = self.options.anew or self.options.from_scratch
         found = "" if starts_anew else find_earlier(self.home, materials, self.packages)
-        store = None if starts_anew else WheelStore.beside(self.cache.root, self.home.parent)
+        keeps = settings().wheels_gigabytes > 0 and not starts_anew
+        store = WheelStore.beside(self.cache.root, self.home.parent) if keeps else None
         try:
             return self._build(materials, found, store)
         except WheelsNotStored as reason:
@@ -154,7 +160,9 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
                 work=work,
                 sandbox=self.sandbox,
                 options=options,
-                cache_root=self.cache.root,
+                cache=self.cache,
+                packages=self.packages,
+                progress=progress,
             )
             link_earlier = earlier.link_into(work) if earlier else None
             with progress.task(self._title(found)):
@@ -170,7 +178,7 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
                 if earlier and (answer.why_from_scratch or answer.tools != earlier.note.tools):
                     raise NotIncremental(answer.why_from_scratch or "the tools changed")
                 answer, linked = wheels.finish(
-                    stored, as_from_scratch(answer, earlier), materials.conda, link_earlier
+                    stored, as_from_scratch(answer, earlier), link_earlier
                 )
             if options.check:
                 # Before it takes the place of the previous build: that one stays when a check

@@ -1,15 +1,13 @@
 """The wheels of one build that are linked from the store, and not installed again.
 
 extract  what the store lacks, in a container of its own
-compile  byte code that it lacks, by the new environment's python, before any wheel is in there
-link     all of it into the tree, when nothing of the build runs any more
+compile  byte code that it lacks (stored_bytecode.py)
+link     all of it into the tree, when nothing of the build runs any more (tree_links.py)
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 import shutil
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -19,14 +17,13 @@ import msgspec
 from msgspec.structs import replace
 
 from envferry.base.json import decode_json
-from envferry.base.sha256 import sha256_hex
 from envferry.build.container_job import path_inside, path_of_stored
 from envferry.build.extraction_request import ExtractionAnswer, ExtractionRequest, WheelArchive
-from envferry.build.inside import compile_bytecode
-from envferry.build.inside.incremental import AT_START, modules_of
+from envferry.build.inside.incremental import AT_START
 from envferry.build.inside.network_attempts import COUNTED, split_counted
+from envferry.build.interpreters import CompilingPythons
+from envferry.build.stored_bytecode import BytecodeCompiler
 from envferry.build.tree_links import TreeLinks
-from envferry.build.wheel_store import FILES, CompiledWheel, WheelsNotStored, keep_bytecode
 from envferry.engines.port import Job, Mount
 from envferry.errors import HostError, ToolFailed
 from envferry.process import our_module
@@ -36,17 +33,17 @@ if TYPE_CHECKING:
 
     from envferry.build.build_dir import BuildDir
     from envferry.build.build_options import BuildOptions
+    from envferry.build.downloads import DownloadCache
     from envferry.build.request import BuildAnswer
-    from envferry.build.tree_materials import LockedConda
-    from envferry.build.wheel_store import StoredParts, StoredWheel, WheelStore
+    from envferry.build.wheel_store import CompiledWheel, StoredParts, StoredWheel, WheelStore
     from envferry.engines.port import Sandbox
     from envferry.models import LockedPackage
+    from envferry.progress import Progress
 
 log = logging.getLogger(__name__)
 
 PLACE = "/envferry/wheels"
 """Where the containers see what they make."""
-USUAL_SITE_PACKAGES = re.compile(r"lib/python3\.\d+t?/site-packages")
 
 
 class StoredWheels(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,8 +54,11 @@ class StoredWheels(msgspec.Struct, frozen=True, kw_only=True):
     work: BuildDir
     sandbox: Sandbox
     options: BuildOptions
-    cache_root: Path
-    """The folder of the downloads, which has the store in it."""
+    cache: DownloadCache
+    """The downloads; the store lies among them."""
+    packages: tuple[LockedPackage, ...]
+    """Those of the environment."""
+    progress: Progress
 
     @property
     def made(self) -> Path:
@@ -124,20 +124,34 @@ class StoredWheels(msgspec.Struct, frozen=True, kw_only=True):
         """Return, by name, what the builder installs of stored wheels: its path and SHA-256."""
         return {
             name: (
-                path_of_stored(wheel.small_wheel, self.cache_root, self.options),
+                path_of_stored(wheel.small_wheel, self.cache.root, self.options),
                 wheel.about.sha256,
             )
             for name, wheel in wheels.items()
         }
 
     def _downloads(self) -> Mount:
-        return Mount(source=self.cache_root, target=f"{self.options.variation.work_dir}/downloads")
+        return Mount(source=self.cache.root, target=f"{self.options.variation.work_dir}/downloads")
+
+    def _compiler(self, store: WheelStore) -> BytecodeCompiler:
+        interpreters = CompilingPythons(
+            root=store.root / "interpreters",
+            sandbox=self.sandbox,
+            cache=self.cache,
+            options=self.options,
+            progress=self.progress,
+        )
+        return BytecodeCompiler(
+            interpreters=interpreters,
+            packages=self.packages,
+            made=self.made,
+            prefix=self.work.prefix,
+        )
 
     def finish(
         self,
         wheels: Mapping[str, StoredWheel],
         answer: BuildAnswer,
-        conda: Sequence[LockedConda],
         link_earlier: Callable[[], None] | None,
     ) -> tuple[BuildAnswer, dict[str, StoredParts]]:
         """Link stored wheels into a tree that the builder made of all the rest.
@@ -145,7 +159,9 @@ class StoredWheels(msgspec.Struct, frozen=True, kw_only=True):
         `link_earlier` does that for the wheels of a build from which the tree was started. Returns
         what is to be said of the tree, and where in the store its wheels are.
         """
-        compiled = self.compile(wheels, conda, answer.site_packages) if wheels else {}
+        compiled: dict[str, CompiledWheel] = {}
+        if self.store and wheels:
+            compiled = self._compiler(self.store).compile(wheels, answer.site_packages)
         links = TreeLinks(self.work.tree, answer.site_packages, is_started=link_earlier is not None)
         if link_earlier:
             link_earlier()
@@ -157,88 +173,6 @@ class StoredWheels(msgspec.Struct, frozen=True, kw_only=True):
         if compiled or link_earlier:
             self.require_quiet_start(chain.from_iterable(answer.wheel_files.values()))
         return answer, {name: one.parts for name, one in compiled.items()}
-
-    def compile(
-        self, wheels: Mapping[str, StoredWheel], conda: Sequence[LockedConda], site_packages: str
-    ) -> dict[str, CompiledWheel]:
-        """Return the byte code of wheels, by name; what the store lacks is compiled.
-
-        The tree must have no wheel in it: what is compiled here may end up in other environments,
-        and depends on the wheel and the conda half alone.
-        """
-        key = bytecode_key(conda, self.sandbox, str(self.work.prefix), site_packages)
-        if not USUAL_SITE_PACKAGES.fullmatch(site_packages):
-            message = f"wheels go to {site_packages}"
-            raise WheelsNotStored(message)
-        found = {name: wheel.bytecode(key) for name, wheel in wheels.items()}
-        missing = {
-            name: wheel
-            for name, wheel in wheels.items()
-            if not ((stored := found[name]) and stored.is_intact())
-        }
-        # A module with such a path may hold the prefix, of this environment or of another one.
-        above = f"{self.work.prefix.parent}/"
-        self._compile(
-            "shared",
-            [(wheel, wheel.modules()) for wheel in missing.values()],
-            above,
-            site_packages,
-        )
-        for name, wheel in missing.items():
-            folder = self.made / "shared" / wheel.home.name
-            found[name] = keep_bytecode(wheel, key, folder)
-        compiled = {name: code for name, code in found.items() if code}
-        own = []
-        for name, wheel in wheels.items():
-            has = set(modules_of(map(PurePosixPath, compiled[name].files)))
-            if left := [module for module in wheel.modules() if module not in has]:
-                own.append((wheel, left))
-        self._compile("own", own, str(self.work.prefix), site_packages)
-        return {
-            name: CompiledWheel(
-                wheel=wheel,
-                bytecode=compiled[name],
-                own=self.made / "own" / wheel.home.name / FILES,
-            )
-            for name, wheel in wheels.items()
-        }
-
-    def _compile(
-        self,
-        folder: str,
-        modules: Sequence[tuple[StoredWheel, Sequence[str]]],
-        home: str,
-        site_packages: str,
-    ) -> None:
-        """Compile modules of wheels that do not hold the path `home`; say which cannot be."""
-        self.made.mkdir(exist_ok=True)
-        words = []
-        for wheel, names in modules:
-            source = path_of_stored(wheel.home / FILES, self.cache_root, self.options)
-            target = f"{PLACE}/{folder}/{wheel.home.name}/{FILES}"
-            for name in names:
-                words += [f"{source}/{name}", f"{site_packages}/{name}", f"{target}/{name}"]
-        if not words:
-            return
-        listed = self.made / f"{folder}.list"
-        listed.write_bytes(b"".join(os.fsencode(word) + b"\0" for word in words))
-        script = Path(compile_bytecode.__file__)
-        shutil.copyfile(script, self.made / script.name)
-        python = f"{self.work.prefix}/bin/python"
-        # -S: packages of the conda half may have `.pth` files, which this does not need.
-        words = [python, "-I", "-B", "-S", "-W", "ignore", f"{PLACE}/{script.name}"]
-        job = Job(
-            argv=(*words, "--modules", f"{PLACE}/{listed.name}", home),
-            mounts=(
-                self.work.mount(writable=False),
-                self._downloads(),
-                Mount(source=self.made, target=PLACE, writable=True),
-            ),
-        )
-        said = self.sandbox.run(job).stderr
-        if folder == "own":  # only those are left that python cannot compile
-            for line in said.splitlines():
-                log.info("%s", line)
 
     def require_quiet_start(self, files: Iterable[str]) -> None:
         """Raise ToolFailed when python, just by being started, wants another machine.
@@ -262,21 +196,3 @@ class StoredWheels(msgspec.Struct, frozen=True, kw_only=True):
                 msg,
                 hint="leave out the package that has that file: python runs it at each start",
             )
-
-
-def bytecode_key(
-    conda: Sequence[LockedConda], sandbox: Sandbox, prefix: str, site_packages: str
-) -> str:
-    """Return what tells byte code from that of other interpreters.
-
-    All of the conda half counts, as any of its packages could change what python does.
-    """
-    script = Path(compile_bytecode.__file__).read_bytes()
-    made_by = {
-        "conda": conda,
-        "sandbox": [sandbox.name, sandbox.image],
-        "compiler": sha256_hex(script),
-        "above": str(PurePosixPath(prefix).parent),
-        "site_packages": site_packages,
-    }
-    return sha256_hex(msgspec.json.encode(made_by, order="deterministic"))[:32]

@@ -14,8 +14,14 @@ import xxhash
 
 from envferry.base.file_stamps import FileStamp
 from envferry.build.inside.built_tree import NotIncremental
-from envferry.build.inside.incremental import bytecode_among, fills_empty_folder, modules_of
-from envferry.build.wheel_store import WheelsNotStored
+from envferry.build.inside.incremental import (
+    bytecode_among,
+    fills_empty_folder,
+    module_name,
+    modules_of,
+)
+from envferry.build.plain_folders import PlainFolders
+from envferry.build.wheel_store import FILES, WheelsNotStored
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -32,7 +38,7 @@ class TreeLinks:
         self.site_packages = site_packages
         self.top = f"{tree}/{site_packages}"
         self.is_started = is_started
-        self.folders: set[str] = {str(tree)}
+        self.folders = PlainFolders(tree)
 
     def add(self, wheels: Mapping[str, CompiledWheel]) -> None:
         """Link wheels in the order of their names: of files that several have, the last stays.
@@ -55,74 +61,61 @@ class TreeLinks:
 
     def _add(self, compiled: CompiledWheel) -> None:
         for folder in compiled.wheel.about.folders:
-            self._make(f"{self.top}/{folder}")
+            self.folders.make(f"{self.top}/{folder}")
         made = {*compiled.bytecode.files, *compiled.own_files()}
         refuse_brought_bytecode(compiled, made)
         self._link(compiled.wheel.files(), made)
         self._link(compiled.bytecode)
         for file in compiled.own_files():
             target = f"{self.top}/{file}"
-            self._make(target.rpartition("/")[0])
+            self.folders.make(target.rpartition("/")[0])
             # Nothing but this tree has it: moved, over what another wheel had there.
-            os.chmod(compiled.own / file, 0o644)  # noqa: PTH101
-            os.replace(compiled.own / file, target)  # noqa: PTH105
+            os.chmod(compiled.own / FILES / file, 0o644)  # noqa: PTH101
+            os.replace(compiled.own / FILES / file, target)  # noqa: PTH105
 
     def _link(self, stored: StoredFiles, left_out: Collection[str] = ()) -> None:
         for file, about in stored.files.items():
             if file in left_out:
                 continue
             target = f"{self.top}/{file}"
-            self._make(target.rpartition("/")[0])
+            self.folders.make(target.rpartition("/")[0])
             source = stored.path_of(file)
+            # Just before it is linked: what has happened to it since it was looked at?
+            if FileStamp.of(os.lstat(source)) != stored.stamps.get(file) and not stored.holds(file):
+                message = f"{source} changed"
+                raise WheelsNotStored(message)
             try:
                 os.link(source, target, follow_symlinks=False)
             except FileExistsError:
                 self._replace(source, target, about.checksum)
-            linked = FileStamp.of(os.lstat(target))
-            known = stored.stamps.get(file)
-            if not known or not linked.is_linked_from(known):
-                message = f"{source} changed"
-                raise WheelsNotStored(message)
+            # The link gave it another ctime.
+            stored.stamps[file] = FileStamp.of(os.lstat(source))
+        stored.note()
 
     def _replace(self, source: str, target: str, checksum: str) -> None:
         """Put a stored file where something is already; what wheels may do to each other."""
         if os.lstat(source).st_ino == os.lstat(target).st_ino:
             return
-        if self.is_started:
+        is_other = checksum_of(target) != checksum
+        if is_other and self.is_started:
             # Which of the two stays is decided among all wheels.
-            if checksum_of(target) != checksum:
-                message = f"a wheel and another package have {target}"
-                raise NotIncremental(message)
-            os.unlink(target)  # noqa: PTH108
-        else:
-            os.unlink(target)  # noqa: PTH108
-            if target.endswith(".py"):
-                self._forget_bytecode(target)
+            message = f"a wheel and another package have {target}"
+            raise NotIncremental(message)
+        os.unlink(target)  # noqa: PTH108
+        if is_other and target.endswith(".py"):
+            forget_bytecode(target)
         os.link(source, target, follow_symlinks=False)
 
-    def _forget_bytecode(self, module: str) -> None:
-        """Remove the byte code of another wheel's module that had this place."""
-        folder, _, name = module.rpartition("/")
-        start = f"{name.removesuffix('.py')}."
-        cached = f"{folder}/__pycache__"
-        if os.path.isdir(cached):  # noqa: PTH112
-            for entry in list(os.scandir(cached)):
-                if entry.name.startswith(start):
-                    os.unlink(entry.path)  # noqa: PTH108
 
-    def _make(self, folder: str) -> None:
-        """Make a folder, and those above it; raise WheelsNotStored where one is a link."""
-        if folder in self.folders:
-            return
-        self._make(folder.rpartition("/")[0])
-        try:
-            os.mkdir(folder, 0o755)  # noqa: PTH102
-            os.chmod(folder, 0o755)  # noqa: PTH101
-        except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(folder).st_mode):
-                message = f"{folder} is not a folder of its own"
-                raise WheelsNotStored(message) from None
-        self.folders.add(folder)
+def forget_bytecode(module: str) -> None:
+    """Remove the byte code of another wheel's module that had this place."""
+    folder, _, name = module.rpartition("/")
+    cached = Path(f"{folder}/__pycache__")
+    # Not behind a link, which a script may have made.
+    if cached.is_dir() and not cached.is_symlink():
+        for path in list(cached.iterdir()):
+            if module_name(path.name) == name.removesuffix(".py") and not path.is_dir():
+                path.unlink()
 
 
 def refuse_brought_bytecode(compiled: CompiledWheel, made: Collection[str]) -> None:

@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 import stat
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ import xxhash
 
 from envferry.base.file_stamps import FileStamp, scan_folders
 from envferry.base.files import COPY_BYTES, read_own
+from envferry.base.sha256 import sha256_hex
 from envferry.build.extraction_request import ExtractedFile, ExtractedWheel
 from envferry.build.inside.built_tree import NotIncremental
 
@@ -71,12 +73,12 @@ class StoredFiles(msgspec.Struct, kw_only=True):
     def is_intact(self) -> bool:
         """Whether all files are what was put there; those whose stamp is another one are read."""
         changed = False
-        for file, expected in self.files.items():
+        for file in self.files:
             try:
                 stamp = FileStamp.of(os.lstat(self.path_of(file)))
                 if stamp == self.stamps.get(file):
                     continue
-                if not self._holds(file, expected):
+                if not self.holds(file):
                     log.info("%s is damaged", self.path_of(file))
                     return False
             except OSError as error:
@@ -88,18 +90,23 @@ class StoredFiles(msgspec.Struct, kw_only=True):
             self.note()
         return True
 
-    def _holds(self, file: str, expected: ExtractedFile) -> bool:
-        """Read a file: whether it is the one that was put there."""
+    def holds(self, file: str) -> bool:
+        """Read a file: whether it is the one that was put there, with the mode it had."""
+        expected = self.files[file]
         checksum, size = xxhash.xxh3_128(), 0
         # Through no link: only what lies in the store is part of it.
         descriptor = os.open(self.path_of(file), os.O_RDONLY | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "rb", buffering=0) as stream:
-            is_executable = bool(os.fstat(descriptor).st_mode & 0o100)
+            mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
             while piece := stream.read(COPY_BYTES):
                 checksum.update(piece)
                 size += len(piece)
-        found = ExtractedFile(size, is_executable, checksum.hexdigest())
-        return found == expected
+        found = (size, mode, checksum.hexdigest())
+        return found == (
+            expected.size,
+            0o755 if expected.is_executable else 0o644,
+            expected.checksum,
+        )
 
     def note(self) -> None:
         """Write down how the files are; after a crash the ones before count, or they are read."""
@@ -116,6 +123,16 @@ class StoredWheel(msgspec.Struct, frozen=True, kw_only=True):
     def small_wheel(self) -> Path:
         """The wheel of all that the installer has rules for."""
         return self.home / self.about.name
+
+    def has_small_wheel(self) -> bool:
+        """Whether the small wheel is what was made; there is none where the whole is installed."""
+        try:
+            return bool(self.about.why_whole) or (
+                sha256_hex(self.small_wheel.read_bytes()) == self.about.sha256
+            )
+        except OSError as error:
+            log.info("%s cannot be read: %s", self.small_wheel, error)
+            return False
 
     def files(self) -> StoredFiles:
         """Return what goes to site-packages as it is."""
@@ -136,6 +153,7 @@ class StoredWheel(msgspec.Struct, frozen=True, kw_only=True):
         except (OSError, msgspec.MsgspecError) as error:
             log.info("%s cannot be used: %s", home, error)
             return None
+        os.utime(home)
         return StoredFiles.read(home, files)
 
 
@@ -145,15 +163,15 @@ class CompiledWheel(msgspec.Struct, frozen=True, kw_only=True):
     wheel: StoredWheel
     bytecode: StoredFiles
     own: Path
-    """The folder of byte code that is only for this environment; may be missing."""
+    """What was compiled for this environment alone: `own/files`, which may be missing."""
 
     def own_files(self) -> list[str]:
         """Return the byte code that is only for this environment, by its path in site-packages."""
-        if not self.own.is_dir():
+        if not is_plain(self.own / FILES):
             return []
         return [
             f"{folder}{entry.name}"
-            for folder, entries in scan_folders(self.own)
+            for folder, entries in scan_folders(self.own / FILES)
             for entry in entries
             if entry.is_file(follow_symlinks=False)
         ]
@@ -173,17 +191,24 @@ class WheelStore(msgspec.Struct, frozen=True, kw_only=True):
     def beside(cls, cache_root: Path, builds_dir: Path) -> WheelStore | None:
         """Return the store of a cache; None where files cannot be linked from there to builds."""
         # One for each user: who shares a cache need not trust the others.
-        root = cache_root / FOLDER / str(os.geteuid())
+        root = store_root(cache_root)
         root.parent.mkdir(parents=True, exist_ok=True)
         builds_dir.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            root.mkdir(mode=0o755)
-        found = root.lstat()
-        if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
-            log.warning("wheels are not kept extracted: other users can write to %s", root)
+        try:
+            root.mkdir(mode=0o755, exist_ok=True)
+            found = root.lstat()
+        except OSError as error:  # the cache belongs to another user, or is read-only
+            log.info("wheels are not kept extracted: %s", error)
             return None
-        if found.st_dev != builds_dir.stat().st_dev:
-            log.info("wheels are not kept extracted: builds are on another file system")
+        if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+            log.warning(
+                "wheels are not kept extracted: %s is not a folder of this user alone", root
+            )
+            return None
+        try:
+            _try_link(root, builds_dir)
+        except OSError as error:
+            log.info("wheels are not kept extracted: no links from the cache to builds: %s", error)
             return None
         return cls(root=root)
 
@@ -202,7 +227,7 @@ class WheelStore(msgspec.Struct, frozen=True, kw_only=True):
                 drop(home)
             return None
         found = StoredWheel(home=home, about=about)
-        if not found.files().is_intact():
+        if not (found.has_small_wheel() and found.files().is_intact()):
             drop(home)
             return None
         # When it was used last: what `prune` goes by.
@@ -212,48 +237,77 @@ class WheelStore(msgspec.Struct, frozen=True, kw_only=True):
     def keep(self, sha256: str, folder: Path, about: ExtractedWheel) -> StoredWheel:
         """Take over a wheel that was extracted to a folder on the same file system."""
         home = self.home_of(sha256)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o755, exist_ok=True)
         if about.why_whole:
             shutil.rmtree(folder / FILES, ignore_errors=True)
         write_stamps(folder, about.files)
         write_unsynced(folder / WHEEL_INDEX, msgspec.msgpack.encode(about))
-        _take(folder, home, WHEEL_INDEX)
+        take(folder, home, WHEEL_INDEX)
         return StoredWheel(home=home, about=about)
 
-    def entries(self) -> Iterator[Path]:
-        """Yield the folders of all wheels."""
-        yield from self.root.glob("??/*")
+
+def is_plain(folder: Path) -> bool:
+    """Whether a folder that a container has made, and the two above it, are there and no links."""
+    places = (folder, *folder.parents[:2])
+    return all(place.is_dir() and not place.is_symlink() for place in places)
+
+
+def store_root(cache_root: Path) -> Path:
+    """Return where this user's wheels are in a cache."""
+    return cache_root / FOLDER / str(os.geteuid())
 
 
 def keep_bytecode(wheel: StoredWheel, key: str, folder: Path) -> StoredFiles:
     """Take over a wheel's byte code, of `folder/files`, which may have none."""
     (folder / FILES).mkdir(parents=True, exist_ok=True)
+    if not is_plain(folder / FILES):
+        message = f"the byte code of {wheel.about.name} was exchanged"
+        raise WheelsNotStored(message)
+    folder.chmod(0o755)
     files = dict(_read_files(folder / FILES))
     write_stamps(folder, files)
     write_unsynced(folder / BYTECODE_INDEX, msgspec.msgpack.encode(files))
     home = wheel.home / BYTECODE / key
     drop(home)
-    _take(folder, home, BYTECODE_INDEX)
+    take(folder, home, BYTECODE_INDEX)
     return StoredFiles.read(home, files)
 
 
 def drop(home: Path) -> None:
     """Forget a part of the store; its index first, so that no half of it is used."""
-    for index in (WHEEL_INDEX, BYTECODE_INDEX):
-        (home / index).unlink(missing_ok=True)
-    shutil.rmtree(home, ignore_errors=True)
-
-
-def _take(folder: Path, home: Path, index: str) -> None:
-    """Rename a folder into the store, unless another build was faster: theirs is the same."""
-    home.parent.mkdir(parents=True, exist_ok=True)
-    if not (home / index).exists():
+    if home.is_dir() and not home.is_symlink():
+        for index in (WHEEL_INDEX, BYTECODE_INDEX):
+            (home / index).unlink(missing_ok=True)
         shutil.rmtree(home, ignore_errors=True)
+    else:
+        home.unlink(missing_ok=True)
+
+
+def take(folder: Path, home: Path, index: str) -> None:
+    """Rename a folder into the store, unless another build was faster: theirs is the same."""
+    # Folders that others of a group can write to would let them exchange what is in there.
+    if not home.parent.is_dir():
+        home.parent.unlink(missing_ok=True)
+    home.parent.mkdir(mode=0o755, exist_ok=True)
+    if not (home / index).exists():
+        drop(home)
     try:
         folder.rename(home)
     except OSError:
         if not (home / index).exists():
             raise
+
+
+def _try_link(root: Path, builds_dir: Path) -> None:
+    """Raise OSError where files cannot be linked: another file system, or another mount of it."""
+    name = f".link-{os.getpid()}-{threading.get_ident()}"
+    source, target = root / name, builds_dir / name
+    source.touch()
+    try:
+        target.hardlink_to(source)
+    finally:
+        source.unlink()
+        target.unlink(missing_ok=True)
 
 
 def read_stamps(home: Path) -> dict[str, FileStamp]:
@@ -303,6 +357,7 @@ def write_unsynced(path: Path, data: bytes) -> None:
 def _read_files(top: Path) -> Iterator[tuple[str, ExtractedFile]]:
     """Yield the files below a folder, none of which is executable, and give them their mode."""
     for folder, entries in scan_folders(top):
+        (top / folder).chmod(0o755)
         for entry in entries:
             if entry.is_file(follow_symlinks=False):
                 data = (top / folder / entry.name).read_bytes()

@@ -141,7 +141,7 @@ def wheel_files(wheel: WheelFile, site_packages: str) -> dict[str, int]:
 
 def is_for_installer(path: str) -> bool:
     """Whether a file in a wheel is metadata, or goes elsewhere than to site-packages."""
-    return path.partition("/")[0].endswith((".dist-info", ".data"))
+    return path.partition("/")[0].endswith((".dist-info", ".data", ".egg-info", ".egg-link"))
 
 
 def wheel_folders(wheel: WheelFile, site_packages: str) -> dict[str, str]:

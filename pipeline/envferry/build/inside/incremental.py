@@ -22,6 +22,7 @@ AT_START = re.compile(
     r"lib/python[^/]+/(?:site-packages/[^/]+\.pth|(?:site-packages/)?(?:site|user)customize[./].+)"
 )
 """What python runs whenever it is started."""
+OPTIMIZED = re.compile(r"\.opt-[^.]+$")
 OF_INSTALLER = ("uv_cache.json", ".lock", "CACHEDIR.TAG")
 """What uv leaves, and the build removes."""
 
@@ -96,8 +97,13 @@ def bytecode_among(files: Iterable[str]) -> Iterator[PurePosixPath]:
 def modules_of(compiled: Iterable[PurePosixPath]) -> Iterator[str]:
     """Yield the sources of compiled modules: `p/__pycache__/m.cpython-313.pyc` is of `p/m.py`."""
     for path in compiled:
-        # PEP 3147.
-        yield str(path.parent.parent / f"{path.name.partition('.')[0]}.py")
+        yield str(path.parent.parent / f"{module_name(path.name)}.py")
+
+
+def module_name(compiled: str) -> str:
+    """Return whose byte code a file is: `a.b.cpython-313.opt-1.pyc` is of `a.b` (PEP 3147, 488)."""
+    name = OPTIMIZED.sub("", compiled.removesuffix(".pyc"))
+    return name.rpartition(".")[0] or name
 
 
 def why_affects_others(prefix: Path, files: Iterable[str]) -> str:

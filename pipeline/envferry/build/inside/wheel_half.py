@@ -56,7 +56,7 @@ def add_wheel_half(request: BuildRequest, records: CondaRecords, made: BuiltTree
         files = {file for theirs in written.values() for file in theirs}
         judge_wheels(request, records, written, made)
         add_wheels(request, python, records, written, made)
-    if python.exists():
+    if python.exists() and request.compiles:
         check_requirements(request, python)
         say("compiling byte code")
         # What was linked from the earlier build has its byte code.
@@ -82,7 +82,10 @@ def judge_wheels(
         for place in filter(os.path.lexists, landing_places(prefix, written)):
             made.forbid_reuse(f"a wheel replaced {place}")
     if not has_own_bytecode(written.values(), request.wheel_files):
-        made.forbid_reuse("a wheel has byte code of a module that another wheel has")
+        message = "a wheel has byte code of a module that another wheel has"
+        if any(wheel.small_path for wheel in request.wheels):
+            raise NotSeparable(message)
+        made.forbid_reuse(message)
     if any(fills_empty_folder(prefix, files) for files in written.values()):
         made.forbid_reuse("a wheel has a file in a folder that was empty")
     made.wheel_files = {wheel.name: tuple(files) for wheel, files in written.items()}
