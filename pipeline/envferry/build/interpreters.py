@@ -18,6 +18,7 @@ from envferry.base.sha256 import sha256_hex
 from envferry.build.build_dir import BuildDir, fresh_build_dir
 from envferry.build.container_job import builder_request, run_builder
 from envferry.build.wheel_store import take, write_unsynced
+from envferry.progress import Silent
 from envferry.specs.conda_needs import locked_needs
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from envferry.build.downloads import DownloadCache
     from envferry.engines.port import Mount, Sandbox
     from envferry.models import LockedPackage
-    from envferry.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,6 @@ class CompilingPythons(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: Sandbox
     cache: DownloadCache
     options: BuildOptions
-    progress: Progress
 
     def key(self, packages: Sequence[LockedPackage]) -> str:
         """Return what tells the interpreter of an environment's packages from all others."""
@@ -85,9 +84,8 @@ class CompilingPythons(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def _make(self, packages: tuple[LockedPackage, ...], work_home: Path, home: Path) -> None:
-        downloads = self.cache.fetch_all(
-            packages, progress=self.progress, offline=self.options.offline
-        )
+        # Most builds have just fetched them, and said so.
+        downloads = self.cache.fetch_all(packages, progress=Silent(), offline=self.options.offline)
         with fresh_build_dir(work_home, PREFIX) as work:
             request = builder_request(packages, downloads, work, self.options)
             # It starts a few times only.

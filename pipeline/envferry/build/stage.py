@@ -162,7 +162,6 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
                 options=options,
                 cache=self.cache,
                 packages=self.packages,
-                progress=progress,
             )
             link_earlier = earlier.link_into(work) if earlier else None
             with progress.task(self._title(found)):

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from envferry.build.wheel_store import CompiledWheel, StoredParts, StoredWheel, WheelStore
     from envferry.engines.port import Sandbox
     from envferry.models import LockedPackage
-    from envferry.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +57,6 @@ class StoredWheels(msgspec.Struct, frozen=True, kw_only=True):
     """The downloads; the store lies among them."""
     packages: tuple[LockedPackage, ...]
     """Those of the environment."""
-    progress: Progress
 
     @property
     def made(self) -> Path:
@@ -139,7 +137,6 @@ class StoredWheels(msgspec.Struct, frozen=True, kw_only=True):
             sandbox=self.sandbox,
             cache=self.cache,
             options=self.options,
-            progress=self.progress,
         )
         return BytecodeCompiler(
             interpreters=interpreters,
