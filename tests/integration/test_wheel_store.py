@@ -438,6 +438,14 @@ def harm_index(home: Path) -> None:
     (home / "wheel.msgpack").write_bytes(b"\x93")
 
 
+def harm_rules(home: Path) -> None:
+    """As if another version of envferry had taken it apart."""
+    index = home / "wheel.msgpack"
+    about = msgspec.msgpack.decode(index.read_bytes())
+    index.write_bytes(msgspec.msgpack.encode({**about, "rules": "by-others"}))
+    (home / "files/first/__init__.py").write_text("OLDER = 1\n")
+
+
 def harm_stamps(home: Path) -> None:
     (home / "files.stamps").unlink()
 
@@ -453,7 +461,7 @@ def harm_file(home: Path) -> None:
 
 
 def test_whatever_is_wrong_in_the_store_is_made_again(store: Store, tmp_path: Path) -> None:
-    harms = (harm_small_wheel, harm_mode, harm_index, harm_stamps, harm_kind, harm_file)
+    harms = (harm_small_wheel, harm_mode, harm_index, harm_rules, harm_stamps, harm_kind, harm_file)
     wheels = [wheel(tmp_path, f"first{number}", FILES) for number in range(len(harms))]
     modules = [f"{SITE_PACKAGES}/first{number}.py" for number in range(len(harms))]
     store.build(*wheels, name="one")
@@ -463,6 +471,8 @@ def test_whatever_is_wrong_in_the_store_is_made_again(store: Store, tmp_path: Pa
     two = store.build(*wheels, name="two")
     store.require_as_whole(two, *wheels)
     assert [is_stored(two, module) for module in modules] == [True] * len(harms)
+    indexes = [home / "wheel.msgpack" for home in store_homes(tmp_path)]
+    assert not any(b"by-others" in index.read_bytes() for index in indexes)
     assert {next(home.glob("*.whl")).name for home in store_homes(tmp_path)} == set(homes)
 
 

@@ -91,6 +91,11 @@ def path_inside(download: Path, options: BuildOptions) -> str:
     return "/".join((options.variation.work_dir, "downloads", *download.parts[-4:]))
 
 
+def downloads_mount(cache_root: Path, options: BuildOptions) -> Mount:
+    """Return the downloads, read-only, where `path_inside` says that they are."""
+    return Mount(source=cache_root, target=f"{options.variation.work_dir}/downloads")
+
+
 def path_of_stored(path: Path, cache_root: Path, options: BuildOptions) -> str:
     """Return where the container sees a file of the cache."""
     return f"{options.variation.work_dir}/downloads/{path.relative_to(cache_root)}"
@@ -166,7 +171,7 @@ def run_builder(
         ),
         mounts=(
             work.mount(writable=True),
-            Mount(source=cache_root, target=f"{around.work_dir}/downloads"),
+            downloads_mount(cache_root, options),
             Mount(source=work.exchange, target=f"{around.work_dir}/exchange"),
         ),
         environ=around.environ,

@@ -22,8 +22,7 @@ from envferry.base.json import decode_json
 from envferry.build.inside.built_tree import NotIncremental
 from envferry.build.inside.clobbers import is_for_installer
 from envferry.build.inside.conda_meta import STATE
-from envferry.build.inside.extract_wheels import folders_of
-from envferry.build.inside.incremental import module_name, why_affects_others
+from envferry.build.inside.incremental import folders_of, module_name, why_affects_others
 from envferry.build.plain_folders import PlainFolders
 from envferry.build.tree_materials import LockedConda, Materials, locked_wheel
 from envferry.build.wheel_store import StoredParts, learn_stamps, read_stamps

@@ -34,6 +34,8 @@ class ExtractedFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class ExtractedWheel(msgspec.Struct, frozen=True, kw_only=True):
     """What a wheel was taken apart into."""
 
+    rules: str = ""
+    """What tells the code that took it apart from earlier and later code."""
     why_whole: str = ""
     """Why it has to be installed as one, if so; empty where it was taken apart."""
     files: dict[str, ExtractedFile] = {}

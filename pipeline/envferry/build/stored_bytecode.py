@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.base.sha256 import sha256_hex
-from envferry.build.container_job import path_of_stored
+from envferry.build.container_job import downloads_mount, path_of_stored
 from envferry.build.inside import compile_bytecode
 from envferry.build.inside.incremental import modules_of
 from envferry.build.wheel_store import FILES, CompiledWheel, WheelsNotStored, keep_bytecode
@@ -122,7 +122,7 @@ class BytecodeCompiler(msgspec.Struct, frozen=True, kw_only=True):
             ),
             mounts=(
                 interpreter.mount,
-                Mount(source=cache_root, target=f"{options.variation.work_dir}/downloads"),
+                downloads_mount(cache_root, options),
                 Mount(source=self.made, target=PLACE, writable=True),
             ),
         )

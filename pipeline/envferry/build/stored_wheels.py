@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from envferry.base.json import decode_json
-from envferry.build.container_job import path_inside, path_of_stored
+from envferry.build.container_job import downloads_mount, path_inside, path_of_stored
 from envferry.build.extraction_request import ExtractionAnswer, ExtractionRequest, WheelArchive
 from envferry.build.inside.incremental import AT_START
 from envferry.build.inside.network_attempts import COUNTED, split_counted
@@ -102,7 +102,10 @@ class StoredWheels(msgspec.Struct, frozen=True, kw_only=True):
         program = our_module("envferry.build.inside.extract_wheels", python=self.sandbox.python)
         job = Job(
             argv=(*program, f"{PLACE}/request.json"),
-            mounts=(self._downloads(), Mount(source=self.made, target=PLACE, writable=True)),
+            mounts=(
+                downloads_mount(self.cache.root, self.options),
+                Mount(source=self.made, target=PLACE, writable=True),
+            ),
             needs_tool=True,
         )
         finished = self.sandbox.run(job)
@@ -127,9 +130,6 @@ class StoredWheels(msgspec.Struct, frozen=True, kw_only=True):
             )
             for name, wheel in wheels.items()
         }
-
-    def _downloads(self) -> Mount:
-        return Mount(source=self.cache.root, target=f"{self.options.variation.work_dir}/downloads")
 
     def _compiler(self, store: WheelStore) -> BytecodeCompiler:
         interpreters = CompilingPythons(

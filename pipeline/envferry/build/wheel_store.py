@@ -20,10 +20,13 @@ import shutil
 import stat
 import threading
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import xxhash
+from msgspec.structs import replace
 
 from envferry.base.file_stamps import FileStamp, scan_folders
 from envferry.base.files import COPY_BYTES, read_own
@@ -33,7 +36,6 @@ from envferry.build.inside.built_tree import NotIncremental
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ FOLDER = "wheels"
 FILES, STAMPS = "files", "files.stamps"
 WHEEL_INDEX, BYTECODE_INDEX = "wheel.msgpack", "bytecode.msgpack"
 BYTECODE = "bytecode"
+INSIDE = Path(__file__).with_name("inside")
 
 
 class WheelsNotStored(NotIncremental):
@@ -227,7 +230,8 @@ class WheelStore(msgspec.Struct, frozen=True, kw_only=True):
                 drop(home)
             return None
         found = StoredWheel(home=home, about=about)
-        if not (found.has_small_wheel() and found.files().is_intact()):
+        is_current = about.rules == extraction_rules()
+        if not (is_current and found.has_small_wheel() and found.files().is_intact()):
             drop(home)
             return None
         # When it was used last: what `prune` goes by.
@@ -240,10 +244,18 @@ class WheelStore(msgspec.Struct, frozen=True, kw_only=True):
         folder.mkdir(mode=0o755, exist_ok=True)
         if about.why_whole:
             shutil.rmtree(folder / FILES, ignore_errors=True)
+        about = replace(about, rules=extraction_rules())
         write_stamps(folder, about.files)
         write_unsynced(folder / WHEEL_INDEX, msgspec.msgpack.encode(about))
         take(folder, home, WHEEL_INDEX)
         return StoredWheel(home=home, about=about)
+
+
+@cache
+def extraction_rules() -> str:
+    """Return a digest of the code that takes wheels apart: other code may do it in another way."""
+    sources = ("extract_wheels.py", "wheel_records.py", "clobbers.py")
+    return sha256_hex(b"".join((INSIDE / name).read_bytes() for name in sources))
 
 
 def is_plain(folder: Path) -> bool:

@@ -32,10 +32,11 @@ from envferry.build.extraction_request import (
 )
 from envferry.build.inside.built_tree import NotSeparable
 from envferry.build.inside.clobbers import WHEEL_ERRORS, is_for_installer
+from envferry.build.inside.incremental import folders_of
 from envferry.build.inside.wheel_records import require_complete_record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 FILES = "files"
 CHUNK_BYTES, CHUNK_FILES = 32 << 20, 400
@@ -204,17 +205,6 @@ def describe(info: zipfile.ZipInfo, path: str) -> WheelMember:
         is_deflated=info.compress_type == zipfile.ZIP_DEFLATED,
         is_executable=bool(mode & 0o111),
     )
-
-
-def folders_of(paths: Iterable[str]) -> set[str]:
-    """Return all folders above some paths."""
-    found: set[str] = set()
-    for path in paths:
-        folder = path.rpartition("/")[0]
-        while folder and folder not in found:
-            found.add(folder)
-            folder = folder.rpartition("/")[0]
-    return found
 
 
 def write_small_wheel(

@@ -106,6 +106,17 @@ def module_name(compiled: str) -> str:
     return name.rpartition(".")[0] or name
 
 
+def folders_of(paths: Iterable[str]) -> set[str]:
+    """Return all folders above some paths."""
+    found: set[str] = set()
+    for path in paths:
+        folder = path.rpartition("/")[0]
+        while folder and folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
+
+
 def why_affects_others(prefix: Path, files: Iterable[str]) -> str:
     """Return why a package with these files concerns others; empty where it does not.
 

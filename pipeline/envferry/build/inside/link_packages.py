@@ -20,13 +20,14 @@ from rattler.exceptions import (
 )
 
 from envferry.base.json import decode_json
+from envferry.build.inside.incremental import folders_of
 from envferry.build.inside.package_files import PathsFile, files_of, read_files, refuse_paths
 from envferry.build.request import BuildRequest, CondaFile, LinkAnswer
 from envferry.specs.conda_needs import locked_needs
 from envferry.worker_process import answer_request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 INDEX, PATHS, FILES = "info/index.json", "info/paths.json", "info/files"
 PATCHED = ("depends", "constrains", "extra_depends", "features", "track_features")
@@ -172,17 +173,6 @@ def folders_for_files(packages: Mapping[str, PathsFile]) -> Iterator[str]:
         for folder in sorted(folders_of(entry.path for entry in file.paths)):
             if folder in files:
                 yield f"{folder} is a file of {files[folder]} and a folder of {name}"
-
-
-def folders_of(paths: Iterable[str]) -> set[str]:
-    """Return all folders that some files lie in."""
-    found: set[str] = set()
-    for path in paths:
-        folder = path.rpartition("/")[0]
-        while folder and folder not in found:
-            found.add(folder)
-            folder = folder.rpartition("/")[0]
-    return found
 
 
 def broken_dependencies(records: Sequence[RepoDataRecord], request: BuildRequest) -> Iterator[str]:
