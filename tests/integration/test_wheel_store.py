@@ -443,7 +443,6 @@ def harm_rules(home: Path) -> None:
     index = home / "wheel.msgpack"
     about = msgspec.msgpack.decode(index.read_bytes())
     index.write_bytes(msgspec.msgpack.encode({**about, "rules": "by-others"}))
-    (home / "files/first/__init__.py").write_text("OLDER = 1\n")
 
 
 def harm_stamps(home: Path) -> None:
